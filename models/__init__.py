@@ -1,0 +1,1 @@
+"""The JAX model runtime: decoders, encoders, checkpoints, tokenizers and the engine."""

@@ -1,0 +1,1 @@
+"""Weights in and out: safetensors, GGUF, and where models come from."""

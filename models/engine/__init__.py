@@ -1,0 +1,1 @@
+"""The serving engine: requests in, tokens and log-probabilities out."""

@@ -1,0 +1,49 @@
+"""Grammar-constrained decoding: llguidance decides which tokens may come next."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.numpy import fill_next_token_bitmask
+
+from ..errors import RestillError
+from ..tokenizer import Tokenizer
+
+
+class GrammarCompiler:
+    """Turns Lark grammars into matchers, each grammar compiled once."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer, self._vocab = tokenizer, vocab_size
+        self._backend: LLTokenizer | None = None
+        self._compiled: dict[str, LLMatcher] = {}
+        self._lock = threading.Lock()
+
+    def matcher(self, grammar: str) -> LLMatcher:
+        """A fresh matcher at the start of ``grammar``.
+
+        Raises:
+            RestillError: llguidance rejects the grammar; its reason is in the message.
+        """
+        with self._lock:
+            if self._backend is None:
+                self._backend = LLTokenizer(
+                    self._tokenizer.hf_json, n_vocab=self._vocab, eos_token=self._tokenizer.eos_id
+                )
+            if grammar not in self._compiled:
+                matcher = LLMatcher(self._backend, LLMatcher.grammar_from_lark(grammar), log_level=0)
+                if matcher.is_error():
+                    raise RestillError(f"the grammar cannot be used: {matcher.get_error()}")
+                self._compiled[grammar] = matcher
+            return self._compiled[grammar].deep_copy()
+
+
+def mask_rows(matchers: list[LLMatcher | None], vocab_size: int) -> np.ndarray:
+    """Allowed-token bits ``[rows, ceil(vocab/32)]`` int32; a row without a matcher allows everything."""
+    bits = np.full((len(matchers), -(-vocab_size // 32)), -1, np.int32)
+    for row, matcher in enumerate(matchers):
+        if matcher is not None:
+            fill_next_token_bitmask(matcher, bits, row)
+    return bits

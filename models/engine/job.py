@@ -1,0 +1,87 @@
+"""One request on its way through the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from llguidance import LLMatcher
+
+from ..tokenizer import Tokenizer
+from .request import Completion, FinishReason, Request
+from .slots import Slot
+
+
+@dataclass
+class Job:
+    """Mutable state of a request: what it has produced, where it sits, who waits for it."""
+
+    request: Request
+    max_tokens: int
+    matcher: LLMatcher | None
+    on_text: Callable[[str], None] | None = None
+    future: Future[Completion] = field(default_factory=Future)
+    slot: Slot | None = None
+    cached: int = 0
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    sampled_logprobs: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    _text: str = ""
+    _sent: int = 0
+
+    def accept(self, token: int, raw: float, sampled: float, tokenizer: Tokenizer) -> FinishReason | None:
+        """Take one sampled token; returns why generation is over, or None."""
+        self.tokens.append(token)
+        self.logprobs.append(raw)
+        self.sampled_logprobs.append(sampled)
+        if self.matcher is not None:
+            self.matcher.consume_token(token)
+        ended = token in tokenizer.eos_ids
+        if self.request.stop or self.on_text or ended:
+            self._text = tokenizer.decode(self.tokens, skip_special=True)
+            ended = self._cut_at_stop() or ended
+            self._stream(final=ended)
+        if ended or (self.matcher is not None and self.matcher.is_stopped()):
+            return "stop"
+        return "length" if len(self.tokens) >= self.max_tokens else None
+
+    def _cut_at_stop(self) -> bool:
+        at = min((i for s in self.request.stop if (i := self._text.find(s)) >= 0), default=-1)
+        if at >= 0:
+            self._text = self._text[:at]
+        return at >= 0
+
+    def _stream(self, *, final: bool) -> None:
+        """Send new text, holding back what might still become a stop string or is half a character."""
+        if self.on_text is None:
+            return
+        end = len(self._text)
+        if not final:
+            longest = max((len(s) for s in self.request.stop), default=1)
+            end -= longest - 1
+            while end > 0 and self._text[end - 1] == "\ufffd":
+                end -= 1
+        if end > self._sent:
+            self.on_text(self._text[self._sent : end])
+            self._sent = end
+
+    def finish(self, reason: FinishReason, tokenizer: Tokenizer) -> None:
+        """Resolve the future with everything produced so far."""
+        self._text = tokenizer.decode(self.tokens, skip_special=True)
+        self._cut_at_stop()
+        self._stream(final=True)
+        if not self.future.done():
+            self.future.set_result(
+                Completion(
+                    tokens=tuple(self.tokens),
+                    text=self._text,
+                    logprobs=tuple(self.logprobs),
+                    sampled_logprobs=tuple(self.sampled_logprobs),
+                    finish_reason=reason,
+                    cached=self.cached,
+                    seconds=time.monotonic() - self.started,
+                )
+            )

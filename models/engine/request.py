@@ -1,0 +1,61 @@
+"""What goes into the engine and what comes out: plain frozen data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "deadline", "cancelled", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn. ``temperature=0`` is greedy; ``top_k=0`` and ``top_p=1`` truncate nothing."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_tokens: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One continuation to generate.
+
+    Attributes:
+        prompt: token ids, never re-tokenised.
+        seed: randomness of this request alone; the same seed and prompt give the same draw.
+        stop: strings that end generation, also across token borders; the string itself is cut from ``text``.
+        grammar: a Lark grammar for llguidance that the output must follow.
+        deadline: ``time.monotonic()`` value after which generation stops with what it has.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    grammar: str | None = None
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One finished continuation.
+
+    Attributes:
+        tokens: sampled ids, the end-of-turn token included when it was sampled.
+        text: decoded tokens without special tokens and without a stop string.
+        logprobs: per token, log p under the model's own distribution (temperature 1, untruncated, no grammar).
+        sampled_logprobs: per token, log p under the distribution it was drawn from.
+        cached: how many prompt tokens were reused from the KV cache.
+        seconds: wall time from submission to the last token.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...]
+    sampled_logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    cached: int = 0
+    seconds: float = 0.0
+    error: str | None = None

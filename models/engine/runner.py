@@ -1,0 +1,159 @@
+"""The device side of the engine: compiled programs over parameters and the KV cache.
+
+The cache of a layer is ``k [slots, KV, head_dim, context]`` and ``v [slots, KV, context, head_dim]``: these two
+layouts let XLA:CPU run decode attention as plain dots (measured 0.5 ms a layer at 16 slots x 512 tokens;
+``[slots, context, KV, head_dim]`` takes 20). Every program donates the cache. Layers are unrolled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ..config import DecoderConfig
+from ..decoder import NEG_INF, Decoder, Params, attention, causal_mask
+from .sampling import sample
+
+Cache = tuple[tuple[Array, Array], ...]
+"""Per layer ``(k, v)``."""
+
+CHUNKS = (16, 32, 64, 128, 256)
+"""Prefill widths; a prompt is cut into these."""
+
+
+def new_cache(config: DecoderConfig, slots: int, context: int, dtype: Any) -> Cache:
+    """An empty cache for ``slots`` sequences of up to ``context`` tokens."""
+    kv, dim = config.num_kv_heads, config.head_dim
+    return tuple(
+        (jnp.zeros((slots, kv, dim, context), dtype), jnp.zeros((slots, kv, context, dim), dtype))
+        for _ in range(config.num_layers)
+    )
+
+
+def grow_cache(cache: Cache, context: int) -> Cache:
+    """The same cache with room for ``context`` tokens."""
+    extra = context - cache[0][1].shape[2]
+    return tuple(
+        (jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, extra))), jnp.pad(v, ((0, 0), (0, 0), (0, extra), (0, 0))))
+        for k, v in cache
+    )
+
+
+def _cached_attention(q: Array, k: Array, v: Array, visible: Array) -> Array:
+    """``q [B, L, H, D]`` over cached ``k [B, KV, D, T]``, ``v [B, KV, T, D]`` where ``visible [B, L, T]``."""
+    batch, length, heads, dim = q.shape
+    kv = k.shape[1]
+    groups = q.reshape(batch, length, kv, -1, dim).transpose(0, 2, 1, 3, 4).reshape(batch, kv, -1, dim)
+    scores = jnp.einsum("bkqd,bkdt->bkqt", groups, k, preferred_element_type=jnp.float32) * dim**-0.5
+    mask = jnp.repeat(visible, heads // kv, axis=1)[:, None]
+    weights = jax.nn.softmax(jnp.where(mask, scores, NEG_INF), axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkqt,bktd->bkqd", weights, v).reshape(batch, kv, length, -1, dim)
+    return out.transpose(0, 2, 1, 3, 4).reshape(batch, length, heads, dim)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def prefill(config: DecoderConfig, params: Params, cache: Cache, tokens: Array, slot: Array, start: Array) -> Cache:
+    """Write keys and values of ``tokens [C]`` at ``start`` of ``slot``.
+
+    Padding at the end of a chunk is written too, beyond the slot's length, where nothing looks and the next
+    write lands. The caller keeps ``start + C`` within the cache.
+    """
+    width, context = tokens.shape[0], cache[0][1].shape[2]
+    positions = start + jnp.arange(width)
+    visible = (jnp.arange(context) <= positions[:, None])[None]
+    updated: list[tuple[Array, Array]] = []
+
+    def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
+        keys, values = cache[layer]
+        keys = lax.dynamic_update_slice(keys, k.transpose(0, 2, 3, 1), (slot, 0, 0, start))
+        values = lax.dynamic_update_slice(values, v.transpose(0, 2, 1, 3), (slot, 0, start, 0))
+        updated.append((keys, values))
+        mine = (lax.dynamic_slice_in_dim(side, slot, 1) for side in (keys, values))
+        return _cached_attention(q, *mine, visible)
+
+    Decoder(config, params)(tokens[None], positions[None], attend)
+    return tuple(updated)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def decode(
+    config: DecoderConfig, params: Params, cache: Cache, tokens: Array, lengths: Array, rules: Mapping[str, Any]
+) -> tuple[Cache, tuple[Array, Array, Array]]:
+    """One token for each of the first B slots.
+
+    Args:
+        tokens: ``[B]`` each slot's newest token, not yet in the cache; lengths: ``[B]`` tokens that are.
+            An idle slot's row writes just beyond its length, where nothing looks.
+        rules: the keyword arguments of ``sampling.sample`` except logits.
+
+    Returns:
+        the cache and ``(tokens, raw, sampled log-probabilities)``, each ``[B]``.
+    """
+    batch, context = tokens.shape[0], cache[0][1].shape[2]
+    visible = (jnp.arange(context) <= lengths[:, None])[:, None]
+    updated: list[tuple[Array, Array]] = []
+
+    def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
+        keys, values = cache[layer]
+        for row in range(batch):
+            keys = lax.dynamic_update_slice(keys, k[row].transpose(1, 2, 0)[None], (row, 0, 0, lengths[row]))
+            values = lax.dynamic_update_slice(values, v[row].transpose(1, 0, 2)[None], (row, 0, lengths[row], 0))
+        updated.append((keys, values))
+        return _cached_attention(q, keys[:batch], values[:batch], visible)
+
+    model = Decoder(config, params)
+    hidden = model(tokens[:, None], lengths[:, None], attend)
+    return tuple(updated), sample(model.logits(hidden[:, 0]), **rules)
+
+
+@partial(jax.jit, donate_argnums=0)
+def copy_slot(cache: Cache, source: Array, target: Array) -> Cache:
+    """Fork: ``target`` becomes a copy of ``source``."""
+
+    def copy(side: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(side, lax.dynamic_slice_in_dim(side, source, 1), target, axis=0)
+
+    return jax.tree.map(copy, cache)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def score(config: DecoderConfig, params: Params, tokens: Array, count: int, first: Array) -> Array:
+    """Raw log-probabilities of ``tokens[first : first + count]`` given what stands before them, f32 ``[count]``."""
+    mask = causal_mask(jnp.zeros_like(tokens)[None])
+    model = Decoder(config, params)
+    hidden = model(tokens[None], jnp.arange(tokens.shape[0])[None], lambda _, q, k, v: attention(q, k, v, mask))
+    where = first + jnp.arange(count)
+    # Padding may point past the end; the caller cuts those entries off.
+    logits = model.logits(jnp.take(hidden[0], where - 1, axis=0, mode="clip"))
+    targets = jnp.take(tokens, where, mode="clip")
+    return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[:, None], axis=-1)[:, 0]
+
+
+def chunk_widths(count: int) -> list[int]:
+    """Widths that cover ``count`` tokens: full chunks, and a last one that is at most half padding (or the least)."""
+    widths: list[int] = []
+    while count > 0:
+        enough = next((c for c in CHUNKS if c >= count), CHUNKS[-1])
+        fits = [c for c in CHUNKS if c <= count]
+        width = enough if not fits or enough < 1.5 * count else fits[-1]
+        widths.append(width)
+        count -= width
+    return widths
+
+
+def device_params(params: Mapping[str, np.ndarray | Array], dtype: Any) -> dict[str, Array]:
+    """Parameters on the device in the serving precision."""
+    return {name: jnp.asarray(leaf, dtype) for name, leaf in params.items()}
+
+
+def pad_to(values: Sequence[int], length: int) -> np.ndarray:
+    """``values`` as int32, padded with zeros."""
+    out = np.zeros(length, np.int32)
+    out[: len(values)] = values
+    return out

@@ -1,0 +1,92 @@
+"""Drawing the next token, for a whole batch, on the device."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..decoder import NEG_INF
+
+_BLOCK = 128
+
+
+def unpack_mask(bits: Array, vocab: int) -> Array:
+    """Allowed-token bits ``[B, ceil(vocab/32)]`` int32 (llguidance's layout) to a bool ``[B, vocab]``."""
+    wide = (bits[:, :, None] >> jnp.arange(32, dtype=jnp.int32)) & 1
+    return wide.reshape(bits.shape[0], -1)[:, :vocab] != 0
+
+
+def truncate(logits: Array, top_k: Array, top_p: Array) -> Array:
+    """Logits with everything outside top-k and the top-p nucleus at -inf; 0 and 1 switch a row's cut off.
+
+    top-p keeps the smallest set of most likely tokens whose mass reaches p (Holtzman et al. 1904.09751).
+    """
+    vocab = logits.shape[-1]
+    order = jnp.sort(logits, axis=-1, descending=True)
+    kth = jnp.take_along_axis(order, jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab)[:, None] - 1, axis=-1)
+    kept = jnp.where(order >= kth, order, NEG_INF)
+    before = jnp.cumsum(jax.nn.softmax(kept, axis=-1), axis=-1) - jax.nn.softmax(kept, axis=-1)
+    # The nucleus ends at the last token before which less than p has been gathered.
+    last = jnp.sum((before < top_p[:, None]) & (kept > NEG_INF / 2), axis=-1)
+    floor = jnp.take_along_axis(order, jnp.maximum(last, 1)[:, None] - 1, axis=-1)
+    return jnp.where(logits >= jnp.maximum(kth, floor), logits, NEG_INF)
+
+
+def categorical(logits: Array, uniform: Array) -> Array:
+    """One draw per row of ``softmax(logits [B, V])`` by inverse CDF from ``uniform [B]`` in [0, 1).
+
+    Two levels (blocks, then within a block) need one random number a row, where the Gumbel trick needs V;
+    a token of zero probability is never drawn.
+    """
+    batch, vocab = logits.shape
+    p = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    p = jnp.pad(p, ((0, 0), (0, -vocab % _BLOCK))).reshape(batch, -1, _BLOCK)
+    mass = p.sum(-1)
+    block, rest = _pick(mass, uniform * mass.sum(-1))
+    inner = jnp.take_along_axis(p, block[:, None, None], axis=1)[:, 0]
+    index, _ = _pick(inner, rest)
+    return block * _BLOCK + index
+
+
+def _pick(mass: Array, target: Array) -> tuple[Array, Array]:
+    """First index whose cumulative mass exceeds ``target``, and how far the target lies into it."""
+    cumulative = jnp.cumsum(mass, axis=-1)
+    beyond = (cumulative > target[:, None]) & (mass > 0)
+    # Rounding can leave the target past the end: then the heaviest entry stands in.
+    index = jnp.where(beyond.any(-1), jnp.argmax(beyond, axis=-1), jnp.argmax(mass, axis=-1))
+    at = jnp.take_along_axis(cumulative - mass, index[:, None], axis=-1)[:, 0]
+    return index, jnp.maximum(target - at, 0.0)
+
+
+def sample(
+    logits: Array,
+    bits: Array | None,
+    seeds: Array,
+    positions: Array,
+    temperature: Array,
+    top_k: Array | None,
+    top_p: Array | None,
+) -> tuple[Array, Array, Array]:
+    """Draw one token a row.
+
+    Args:
+        logits: ``[B, V]`` f32. bits: grammar mask or None. seeds, positions: ``[B]``; together they fix the draw.
+        temperature: ``[B]``, 0 for greedy. top_k, top_p: ``[B]`` or None where no row truncates.
+
+    Returns:
+        tokens ``[B]``; their log-probabilities under the model itself, and under what they were drawn from.
+    """
+    raw = jax.nn.log_softmax(logits, axis=-1)
+    allowed = logits if bits is None else jnp.where(unpack_mask(bits, logits.shape[-1]), logits, NEG_INF)
+    greedy = jnp.argmax(allowed, axis=-1)
+    scaled = allowed / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+    if top_k is not None and top_p is not None:
+        scaled = truncate(scaled, top_k, top_p)
+    keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(seeds, positions)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
+    tokens = jnp.where(temperature > 0, categorical(scaled, uniform), greedy)
+    row = tokens[:, None]
+    drawn = jnp.take_along_axis(scaled, row, axis=-1)[:, 0] - jax.nn.logsumexp(scaled, axis=-1)
+    # A greedy draw has no randomness: its log-probability is 0.
+    return tokens, jnp.take_along_axis(raw, row, axis=-1)[:, 0], jnp.where(temperature > 0, drawn, 0.0)

@@ -1,0 +1,63 @@
+"""The parts a decoder block is made of."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+
+class LoRAParam(nnx.Param):
+    """A low-rank leaf: what LoRA trains while the kernel stays frozen."""
+
+
+class Linear(nnx.Module):
+    """``x @ kernel`` plus, where the layer carries LoRA leaves, ``scale * (x @ a) @ b``.
+
+    Args:
+        kernel: ``[in, out]``.
+        lora: ``(a [in, rank], b [rank, out])`` or None (Hu et al. 2106.09685, section 4.1).
+        scale: ``alpha / rank``.
+    """
+
+    def __init__(self, kernel: Array, lora: tuple[Array, Array] | None = None, scale: float = 1.0) -> None:
+        self.kernel = nnx.Param(kernel)
+        self.lora_a = nnx.data(LoRAParam(lora[0]) if lora else None)
+        self.lora_b = nnx.data(LoRAParam(lora[1]) if lora else None)
+        self.scale = scale
+
+    def __call__(self, x: Array) -> Array:
+        """Map ``[..., in]`` to ``[..., out]``."""
+        y = x @ self.kernel[...]
+        if self.lora_a is not None and self.lora_b is not None:
+            y = y + self.scale * ((x @ self.lora_a[...]) @ self.lora_b[...])
+        return y
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm with a learned scale, computed in f32 (Zhang & Sennrich 1910.07467)."""
+
+    def __init__(self, scale: Array, eps: float) -> None:
+        self.scale = nnx.Param(scale)
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        """Normalise the last axis; keeps shape and dtype."""
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * self.scale[...]
+
+
+def rope_angles(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """Cosines and sines of the rotary embedding (Su et al. 2104.09864): two ``[..., head_dim/2]`` f32 arrays."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
+    """Rotate ``x [..., heads, head_dim]`` in the half-split layout of Hugging Face checkpoints."""
+    cos, sin = (part[..., None, :] for part in angles)
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,90 @@
+"""The decoder equals Hugging Face transformers, with and without a cache, with and without LoRA."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from restill.models.config import DecoderConfig
+from restill.models.decoder import forward, init_params, param_shapes
+from restill.models.engine import runner
+from restill.models.errors import RestillError
+from restill.models.lora import find_adapter, init_lora, load_peft, merge, save_peft
+
+run = jax.jit(forward, static_argnums=0)
+
+TINY = DecoderConfig(
+    vocab_size=96, hidden_size=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48
+)
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, jax.Array]:
+    return init_params(TINY, jax.random.key(0), scale=0.3)
+
+
+def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(params: dict[str, jax.Array]) -> None:
+    tokens = np.asarray(jax.random.randint(jax.random.key(1), (40,), 0, TINY.vocab_size))
+    reference = np.asarray(jax.nn.log_softmax(run(TINY, params, jnp.asarray(tokens[None])))[0])
+    cache = runner.new_cache(TINY, 4, 128, jnp.float32)
+    slot = 2
+    for start in (0, 16):  # the second chunk is padded: 16 wide, 5 tokens used
+        chunk = tokens[start : min(start + 16, 21)]
+        cache = runner.prefill(TINY, params, cache, runner.pad_to(chunk, 16), np.int32(slot), np.int32(start))
+    for position in range(21, 39):
+        feed, lengths = np.zeros(4, np.int32), np.zeros(4, np.int32)
+        feed[slot], lengths[slot] = tokens[position], position
+        zeros = np.zeros(4, np.int32)
+        rules = {
+            "bits": np.full((4, 3), -1, np.int32), "seeds": zeros, "positions": zeros,
+            "temperature": np.zeros(4, np.float32), "top_k": None, "top_p": None,
+        }  # fmt: skip
+        cache, (drawn, raw, _) = runner.decode(TINY, params, cache, feed, lengths, rules)
+        assert int(drawn[slot]) == int(reference[position].argmax())
+        assert abs(float(raw[slot]) - reference[position].max()) < 1e-4
+
+
+def test_packed_segments_do_not_see_each_other(params: dict[str, jax.Array]) -> None:
+    a, b = jnp.arange(7), jnp.arange(20, 31)
+    packed = run(
+        TINY, params, jnp.concatenate([a, b])[None], jnp.concatenate([jnp.arange(7), jnp.arange(11)])[None],
+        jnp.array([[0] * 7 + [1] * 11]),
+    )  # fmt: skip
+    alone = jnp.concatenate([run(TINY, params, a[None])[0], run(TINY, params, b[None])[0]])
+    np.testing.assert_allclose(packed[0], alone, atol=1e-5)
+
+
+def test_merged_lora_equals_applied_lora(params: dict[str, jax.Array]) -> None:
+    lora = init_lora(TINY, rank=4, key=jax.random.key(3), layers=[1, 2])
+    lora = {k: v + 0.1 for k, v in lora.items()}
+    tokens = jnp.arange(12)[None]
+    applied = run(TINY, params, tokens, lora=lora, lora_scale=8 / 4)
+    merged = run(TINY, {k: jnp.asarray(v) for k, v in merge(params, lora, alpha=8).items()}, tokens)
+    np.testing.assert_allclose(applied, merged, atol=2e-4)
+
+
+def test_adapter_folder_round_trips(tmp_path, params: dict[str, jax.Array]) -> None:  # type: ignore[no-untyped-def]
+    lora = init_lora(TINY, rank=4, key=jax.random.key(3), layers=[2])
+    save_peft(tmp_path / "mine", lora, TINY, alpha=8, manifest={"base": "tiny"})
+    adapter = load_peft(find_adapter(tmp_path / "mine"))
+    assert adapter.alpha == 8 and adapter.rank == 4 and adapter.info.manifest["base"] == "tiny"
+    assert adapter.leaves.keys() == lora.keys()
+    for name, leaf in lora.items():
+        np.testing.assert_array_equal(adapter.leaves[name], leaf)
+
+
+def test_unknown_adapter_is_named() -> None:
+    with pytest.raises(RestillError, match="no-such-adapter"):
+        find_adapter("no-such-adapter")
+
+
+def test_config_reads_what_it_writes_and_refuses_other_families() -> None:
+    assert DecoderConfig.from_hf(TINY.to_hf()) == DecoderConfig(**{**TINY.__dict__})
+    with pytest.raises(RestillError, match="gpt2"):
+        DecoderConfig.from_hf({"model_type": "gpt2"})
+
+
+def test_every_leaf_has_a_shape(params: dict[str, jax.Array]) -> None:
+    assert {name: leaf.shape for name, leaf in params.items()} == param_shapes(TINY)

@@ -1,0 +1,175 @@
+"""The engine: batching, prefix reuse and constraints change speed, never results."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from restill.models.config import DecoderConfig
+from restill.models.engine.engine import Engine
+from restill.models.engine.request import Completion, Request, Sampling
+from restill.models.engine.runner import CHUNKS, chunk_widths
+from restill.models.engine.slots import SlotTable, common_prefix
+from restill.models.errors import RestillError
+from restill.models.tokenizer import Tokenizer
+
+PROMPTS = [tuple(range(3, 3 + n)) for n in (1, 5, 17, 40, 90)]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer) -> Iterator[Engine]:
+    engine = Engine(tiny_config, tiny_params, tiny_tokenizer, slots=4, max_context=512)
+    yield engine
+    engine.close()
+
+
+def ask(engine: Engine, *requests: Request) -> list[Completion]:
+    return engine.generate(requests)
+
+
+def greedy(prompt: tuple[int, ...], tokens: int = 12, **rest: object) -> Request:
+    return Request(prompt=prompt, sampling=Sampling(max_tokens=tokens), **rest)  # type: ignore[arg-type]
+
+
+def test_a_batch_of_ragged_prompts_gives_what_each_prompt_gives_alone(engine: Engine) -> None:
+    alone = [ask(engine, greedy(p))[0].tokens for p in PROMPTS]
+    together = [c.tokens for c in ask(engine, *(greedy(p) for p in PROMPTS * 2))]
+    assert together == alone * 2
+
+
+def test_a_continued_transcript_computes_only_what_is_new(engine: Engine) -> None:
+    prompt = tuple(np.random.default_rng(0).integers(0, 200, 70).tolist())
+    first = ask(engine, greedy(prompt, 6))[0]
+    longer = (*prompt, *first.tokens, 9, 9, 9)
+    reused = ask(engine, greedy(longer))[0]
+    assert reused.cached >= len(prompt) + len(first.tokens) - 1
+    fresh = Engine(engine.config, engine.params, engine.tokenizer, slots=4, max_context=512)
+    assert ask(fresh, greedy(longer))[0].tokens == reused.tokens
+    fresh.close()
+
+
+def test_a_common_prompt_is_computed_once_and_forked(engine: Engine) -> None:
+    common = tuple(np.random.default_rng(1).integers(0, 200, 100).tolist())
+    ask(engine, greedy(common, 1))
+    before = engine.tokens_prefilled
+    done = ask(engine, *(greedy((*common, i, i), 4) for i in range(8)))
+    assert all(c.cached >= len(common) - 1 for c in done)
+    assert engine.tokens_prefilled - before <= 8 * 3
+
+
+def test_reported_log_probabilities_are_those_of_score(engine: Engine) -> None:
+    request = Request(prompt=PROMPTS[2], sampling=Sampling(temperature=0.7, max_tokens=20), seed=5)
+    done = ask(engine, request)[0]
+    np.testing.assert_allclose(engine.score(request.prompt, done.tokens), done.logprobs, atol=1e-4)
+    assert all(lp <= 0 for lp in done.sampled_logprobs)
+
+
+def test_the_same_seed_draws_the_same_tokens_and_another_seed_others(engine: Engine) -> None:
+    def draw(seed: int) -> tuple[int, ...]:
+        return ask(engine, Request(prompt=PROMPTS[1], sampling=Sampling(temperature=1.0, max_tokens=16), seed=seed))[0].tokens
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+def test_a_stop_string_across_token_borders_ends_and_is_cut(engine: Engine) -> None:
+    text = ask(engine, greedy(PROMPTS[3], 30))[0].text
+    stop = text[9:12]  # three characters, one token per byte
+    done = ask(engine, greedy(PROMPTS[3], 30, stop=(stop,)))[0]
+    assert done.finish_reason == "stop" and done.text == text[: text.index(stop)]
+
+
+def test_streamed_pieces_join_to_the_text_and_never_show_the_stop_string(engine: Engine) -> None:
+    text = ask(engine, greedy(PROMPTS[3], 30))[0].text
+
+    async def pieces() -> str:
+        return "".join([p async for p in engine.astream(greedy(PROMPTS[3], 30, stop=(text[9:12],)))])
+
+    assert asyncio.run(pieces()) == text[: text.index(text[9:12])]
+
+
+def test_a_grammar_is_followed_at_any_temperature(engine: Engine) -> None:
+    grammar = 'start: "Action: " /[a-z]{1,5}/ " {" /[0-9]{2}/ "}"'
+    requests = [
+        Request(prompt=PROMPTS[0], sampling=Sampling(temperature=t, max_tokens=40), seed=s, grammar=grammar)
+        for s, t in enumerate((0.0, 1.0, 5.0, 5.0))
+    ]
+    for done in ask(engine, *requests):
+        assert done.finish_reason == "stop"
+        assert done.text.startswith("Action: ") and done.text.endswith("}")
+    with pytest.raises(RestillError, match="grammar"):
+        ask(engine, greedy(PROMPTS[0], grammar="start: ("))
+
+
+def test_cancelling_and_deadlines_free_the_slot(engine: Engine) -> None:
+    async def impatient() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(engine.agenerate(greedy(PROMPTS[1], 400)), 0.05)
+
+    asyncio.run(impatient())
+    late = ask(engine, greedy(PROMPTS[1], 400, deadline=time.monotonic() - 1))[0]
+    assert late.finish_reason == "deadline" and late.tokens == ()
+    assert len(ask(engine, *(greedy(p) for p in PROMPTS))) == len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("request_", "names"),
+    [
+        (greedy(()), "empty"),
+        (greedy(tuple([1] * 600)), "600 tokens"),
+        (greedy((10**6,)), "token id"),
+        (greedy((1,), 0), "max_tokens"),
+    ],
+)
+def test_an_unusable_request_is_refused_by_name(engine: Engine, request_: Request, names: str) -> None:
+    with pytest.raises(RestillError, match=names):
+        ask(engine, request_)
+
+
+def test_output_ends_where_the_context_ends(engine: Engine) -> None:
+    done = ask(engine, greedy(tuple([1] * 490), 400))[0]
+    assert done.finish_reason == "length" and len(done.tokens) == 512 - 16 - 490
+
+
+def test_no_program_is_compiled_twice(engine: Engine) -> None:
+    ask(engine, *(greedy(p) for p in PROMPTS))
+    before = engine.compilations
+    ask(engine, *(greedy(p) for p in PROMPTS))
+    assert engine.compilations == before
+
+
+@given(st.integers(0, 3000))
+def test_chunks_cover_a_prompt_with_at_most_one_padded(count: int) -> None:
+    widths = chunk_widths(count)
+    assert sum(widths) >= count and all(w in CHUNKS for w in widths)
+    assert count == 0 or sum(widths[:-1]) < count
+    assert sum(widths) - count <= max(CHUNKS[0] - 1, count // 2)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 60)), max_size=40), st.integers(1, 3))
+def test_slots_only_claim_what_the_row_really_holds(requests: list[tuple[int, int]], rows: int) -> None:
+    table = SlotTable(rows)
+    held: dict[int, list[int]] = {i: [] for i in range(rows)}
+    for family, length in requests:
+        prompt = [family] * 40 + list(range(length))
+        placement = table.place(prompt)
+        assert placement is not None
+        source = placement.source or placement.slot
+        assert held[source.index][: placement.shared] == prompt[: placement.shared]
+        assert placement.shared < len(prompt)
+        placement.slot.tokens = prompt[:-1]
+        held[placement.slot.index] = prompt[:-1]
+        table.release(placement.slot)
+
+
+@given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
+def test_common_prefix_is_the_longest(a: list[int], b: list[int]) -> None:
+    n = common_prefix(a, b)
+    assert a[:n] == b[:n] and (n == min(len(a), len(b)) or a[n] != b[n])

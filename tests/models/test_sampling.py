@@ -1,0 +1,68 @@
+"""Sampling draws from exactly the distribution asked for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from restill.models.engine.sampling import categorical, sample, truncate, unpack_mask
+
+draw = jax.jit(categorical)
+cut = jax.jit(truncate)
+
+
+def test_inverse_cdf_sampling_matches_the_softmax() -> None:
+    vocab, draws = 300, 200_000
+    logits = 2.0 * jax.random.normal(jax.random.key(0), (vocab,))
+    uniform = (jnp.arange(draws) + 0.5) / draws  # a stratified sample: counts must be exact to one draw per border
+    tokens = draw(jnp.broadcast_to(logits, (draws, vocab)), uniform)
+    counts = np.bincount(tokens, minlength=vocab)
+    np.testing.assert_allclose(counts, draws * np.asarray(jax.nn.softmax(logits)), atol=2.5)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 2**31), st.integers(1, 300))
+def test_a_forbidden_token_is_never_drawn(uniform: float, seed: int, allowed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = np.full(300, -1e30, np.float32)
+    keep = rng.choice(300, allowed, replace=False)
+    logits[keep] = 30 * rng.standard_normal(allowed)
+    assert int(draw(logits[None], jnp.float32([min(uniform, 1 - 2**-24)]))[0]) in keep
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 2**31), st.integers(0, 50), st.floats(0.05, 1.0))
+def test_truncation_keeps_what_a_plain_sort_keeps(seed: int, top_k: int, top_p: float) -> None:
+    logits = np.random.default_rng(seed).standard_normal(50).astype(np.float32) * 2
+    order = np.argsort(-logits)
+    order = order[:top_k] if top_k else order
+    p = np.exp(logits[order] - logits.max())
+    p /= p.sum()
+    before = np.cumsum(p) - p
+    expected = {int(t) for t, b in zip(order, before, strict=True) if b < top_p - 1e-5} | {int(order[0])}
+    allowed = {int(t) for t, b in zip(order, before, strict=True) if b < top_p + 1e-5}
+    kept = cut(logits[None], jnp.int32([top_k]), jnp.float32([top_p]))[0]
+    got = set(np.flatnonzero(np.asarray(kept) > -1e29).tolist())
+    assert expected <= got <= allowed
+
+
+def test_log_probabilities_are_raw_and_as_drawn() -> None:
+    logits = jnp.array([[1.0, 2.0, 0.5, -1.0]])
+    bits = jnp.int32([[0b1011]])  # token 2 forbidden
+    rules = {"seeds": jnp.int32([3]), "positions": jnp.int32([0]), "top_k": None, "top_p": None}
+    token, raw, drawn = sample(logits, bits, temperature=jnp.float32([0.5]), **rules)
+    t = int(token[0])
+    assert t != 2
+    np.testing.assert_allclose(raw[0], jax.nn.log_softmax(logits[0])[t], rtol=1e-6)
+    masked = jnp.where(jnp.array([True, True, False, True]), logits[0] / 0.5, -jnp.inf)
+    np.testing.assert_allclose(drawn[0], jax.nn.log_softmax(masked)[t], rtol=1e-5)
+    assert int(sample(logits, bits, temperature=jnp.float32([0.0]), **rules)[0][0]) == 1
+
+
+def test_mask_bits_are_little_endian_words() -> None:
+    bits = np.zeros((1, 2), np.int32)
+    bits[0, 1] = 0b101
+    assert np.flatnonzero(unpack_mask(jnp.asarray(bits), 40)[0]).tolist() == [32, 34]
