@@ -1,0 +1,87 @@
+"""What retrieval passes around: documents, chunks, hits, citations; and what it needs of an encoder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Document(BaseModel):
+    """One text of the collection. JSONL spells the id ``_id``; both spellings are read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str = Field(validation_alias=AliasChoices("_id", "id"), serialization_alias="_id")
+    title: str = ""
+    text: str
+    metadata: dict[str, Any] = {}
+
+
+class Chunk(BaseModel):
+    """A passage of a document: ``document.text[start:end] == chunk.text``.
+
+    ``chunk_id`` is unique in the index, ``content_hash`` is the SHA-256 of title and text: chunks with the
+    same hash have the same vector under the same encoder.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    chunk_id: str
+    doc_id: str
+    title: str = ""
+    text: str
+    start: int
+    end: int
+    content_hash: str
+    metadata: dict[str, Any] = {}
+
+
+class Hit(BaseModel):
+    """A chunk found by a search; ``score`` is the cosine similarity to the query."""
+
+    model_config = ConfigDict(frozen=True)
+
+    chunk: Chunk
+    score: float
+
+
+class Citation(BaseModel):
+    """Where an answer comes from: characters ``start:end`` of document ``doc_id``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    doc_id: str
+    chunk_id: str
+    start: int
+    end: int
+
+
+class Encoder(Protocol):
+    """What retrieval needs of a text encoder; ``restill.models.encoder.TextEncoder`` is the one we ship."""
+
+    dim: int
+    max_tokens: int
+    fingerprint: str
+
+    def encode(self, texts: Sequence[str], *, batch_size: int = 32, progress: bool = False) -> np.ndarray:
+        """L2-normalised vectors, f32 ``[len(texts), dim]``."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of ``text``, those that the encoder frames it with included."""
+        ...
+
+    def token_offsets(self, text: str) -> list[tuple[int, int]]:
+        """Character span of each token of ``text``, in order, without the framing ones."""
+        ...
+
+
+def content_hash(title: str, text: str) -> str:
+    """SHA-256 (hex) of title and text; the length keeps a line from counting as either."""
+    return hashlib.sha256(f"{len(title)}\n{title}\n{text}".encode()).hexdigest()
