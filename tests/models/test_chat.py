@@ -45,6 +45,11 @@ def search(query: str, k: int = 3) -> str:
     return query
 
 
+def first_logprob(model):
+    """Log-probability of the first token of a greedy answer."""
+    return model.invoke("Who?", logprobs=True).response_metadata["logprobs"]["content"][0]["logprob"]
+
+
 class Verdict(BaseModel):
     """A verdict."""
 
@@ -52,7 +57,8 @@ class Verdict(BaseModel):
 
 
 def test_greedy_answers_repeat_and_report_usage(model):
-    first, second = model.invoke("Who?"), model.invoke([HumanMessage("Who?")])
+    question = "Who founded the firm that built the engine? " * 8
+    first, second = model.invoke(question), model.invoke([HumanMessage(question)])
     assert first.content == second.content
     assert first.usage_metadata["output_tokens"] == 12
     assert first.response_metadata["finish_reason"] == "length"
@@ -183,12 +189,12 @@ def test_misuse_is_named(model, call, hint):
 
 
 def test_an_adapter_changes_the_model_and_leaves_the_base_alone(model, adapter):
-    before = model.invoke("Who?", logprobs=True).response_metadata["logprobs"]
+    before = first_logprob(model)
     dressed = model.with_adapter(adapter(few_shot=0))
     assert dressed.adapter.name == "ad" and dressed.adapter.manifest["few_shot"] == 0
-    assert dressed.invoke("Who?", logprobs=True).response_metadata["logprobs"] != before
+    assert abs(first_logprob(dressed) - before) > 1e-3
     assert model.adapter is None and dressed.fingerprint == model.fingerprint
-    assert dressed.with_adapter(None).invoke("Who?", logprobs=True).response_metadata["logprobs"] == before
+    assert first_logprob(dressed.with_adapter(None)) == pytest.approx(before, abs=1e-4)
 
 
 def test_an_adapter_of_another_base_is_refused(model, adapter):

@@ -1,0 +1,307 @@
+"""The engine as a LangChain chat model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import ConfigDict, PrivateAttr
+
+from .engine.request import Completion, Request, Sampling
+from .errors import RestillError
+from .messages import to_message, to_turns
+from .serving import Serving
+from .streaming import in_thread, stream_request
+from .tool_calls import tool_grammar
+
+if TYPE_CHECKING:
+    from .checkpoint.load import Checkpoint
+    from .engine.engine import Engine
+    from .lora import AdapterInfo
+    from .tokenizer import Tokenizer
+
+# What LangChain code may pass along that changes nothing here: one call per turn, always strict.
+_HARMLESS = {"stream", "stream_usage", "strict", "parallel_tool_calls", "ls_structured_output_format"}
+_SAMPLING = ("temperature", "top_k", "top_p", "max_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Turn:
+    """One call, translated: what the engine gets, and what its answer is read with."""
+
+    request: Request
+    tools: Sequence[dict[str, Any]]
+    logprobs: bool
+
+
+class JaxChatModel(BaseChatModel):
+    """A local model in LangChain code: ``invoke``, ``stream``, ``batch``, ``bind_tools``, structured output.
+
+    Sampling defaults are the fields below; each may be given per call as well (``model.invoke(messages,
+    temperature=0.7, seed=3)``), as may ``stop``, ``grammar`` (Lark, for llguidance) and ``deadline``.
+    Text in messages can never become a control token of the chat template.
+
+    Attributes:
+        name: what the model is called in logs.
+        temperature: 0 is greedy.
+        top_k: 0 keeps all tokens.
+        top_p: 1 keeps all tokens.
+        max_tokens: the most tokens to generate in one turn.
+        seed: makes a sampled answer repeatable.
+        logprobs: put log-probabilities into ``response_metadata``.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    name: str | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    seed: int = 0
+    logprobs: bool = False
+
+    _serving: Serving | None = PrivateAttr(None)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        adapter: str | Path | None = None,
+        precision: str = "auto",
+        slots: int = 16,
+        max_context: int = 2048,
+        **defaults: Any,
+    ) -> JaxChatModel:
+        """A model by name (``"smollm2-135m"``), Hugging Face folder or ``.gguf`` file; pulled if need be.
+
+        Args:
+            name_or_path: which model.
+            adapter: a LoRA adapter's name or folder, merged into the weights.
+            precision: what the engine computes in: ``"auto"``, ``"f32"`` or ``"bf16"``.
+            slots: how many sequences decode at once.
+            max_context: tokens of prompt and answer together.
+            **defaults: sampling defaults, such as ``temperature=0.7``.
+
+        Raises:
+            RestillError: unknown model or adapter, or an adapter of another base model.
+        """
+        from .checkpoint.load import load_decoder
+
+        checkpoint = load_decoder(str(name_or_path))
+        return cls.from_checkpoint(
+            checkpoint, adapter=adapter, precision=precision, slots=slots, max_context=max_context, **defaults
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        adapter: str | Path | None = None,
+        precision: str = "auto",
+        slots: int = 16,
+        max_context: int = 2048,
+        **defaults: Any,
+    ) -> JaxChatModel:
+        """A model from weights in memory; the arguments are those of :meth:`from_pretrained`."""
+        model = cls(**{"name": checkpoint.name, **defaults})
+        serving = Serving(checkpoint, precision=precision, slots=slots, max_context=max_context)
+        model._serving = serving if adapter is None else serving.with_adapter(adapter)
+        return model
+
+    def with_adapter(self, name_or_path: str | Path | None) -> JaxChatModel:
+        """The same base weights with another adapter or none; its engine is its own, started on first use."""
+        model = self.model_copy()
+        model._serving = self._parts.with_adapter(name_or_path)
+        return model
+
+    @property
+    def _parts(self) -> Serving:
+        if self._serving is None:
+            raise RestillError(
+                "this JaxChatModel has no weights; make it with JaxChatModel.from_pretrained(name)"
+            )
+        return self._serving
+
+    @property
+    def engine(self) -> Engine:
+        """The engine below; the first use starts it (merges the adapter, compiles on first requests)."""
+        return self._parts.engine
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The base weights, without the adapter."""
+        return self._parts.checkpoint
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._parts.checkpoint.tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the base weights; the adapter's own is ``adapter.hash``."""
+        return self._parts.checkpoint.fingerprint
+
+    @property
+    def adapter(self) -> AdapterInfo | None:
+        """The adapter merged into the weights, if any."""
+        return self._parts.adapter
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return min(self._parts.max_context, self._parts.checkpoint.config.max_positions)
+
+    @property
+    def precision(self) -> str:
+        """What the engine computes in; ``"auto"`` is resolved, so that logs tell what was used."""
+        if self._parts.precision != "auto":
+            return self._parts.precision
+        import jax
+
+        return "f32" if jax.default_backend() == "cpu" else "bf16"
+
+    def close(self) -> None:
+        """Stop the engine, if it runs; the next call starts it again."""
+        if self._serving is not None:
+            self._serving.close()
+
+    async def agenerate_tokens(self, request: Request) -> Completion:
+        """Token ids in, token ids out: the path of agents, whose transcripts are never re-tokenised."""
+        return await self.engine.agenerate(request)
+
+    # LangChain's side.
+
+    @property
+    def _llm_type(self) -> str:
+        return "restill"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {
+            "model": self.name,
+            "fingerprint": self.fingerprint,
+            "adapter": self.adapter.hash if self.adapter else None,
+            **{key: getattr(self, key) for key in (*_SAMPLING, "seed")},
+        }
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | Any],
+        *,
+        tool_choice: Any = None,
+        **kwargs: Any,
+    ) -> Runnable:
+        """Let the model call tools: the output is constrained to plain text or one well-formed call.
+
+        Args:
+            tools: functions, pydantic models, LangChain tools or OpenAI schemas.
+            tool_choice: ``None``/``"auto"``, ``"any"``, ``"none"`` or a tool's name.
+            **kwargs: passed on to every call.
+        """
+        formatted = [convert_to_openai_tool(tool) for tool in tools]
+        return self.bind(tools=formatted, tool_choice=tool_choice, **kwargs)
+
+    def _request(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> _Turn:
+        kwargs = {key: value for key, value in kwargs.items() if key not in _HARMLESS}
+        tools = kwargs.pop("tools", None) or []
+        choice = kwargs.pop("tool_choice", None)
+        grammar = kwargs.pop("grammar", None)
+        if tools and choice != "none":
+            if grammar is not None:
+                raise RestillError(
+                    "grammar and tools exclude each other: tools bring their own grammar; drop one"
+                )
+            grammar = tool_grammar(tools, choice)
+        given = {key: kwargs.pop(key, None) for key in (*_SAMPLING, "seed", "logprobs")}
+        options = {key: getattr(self, key) if value is None else value for key, value in given.items()}
+        deadline = kwargs.pop("deadline", None)
+        if kwargs:
+            raise RestillError(
+                f"unknown option {', '.join(sorted(kwargs))}; JaxChatModel takes stop, temperature, top_k, "
+                "top_p, max_tokens, seed, grammar, deadline and logprobs"
+            )
+        request = Request(
+            prompt=tuple(self.tokenizer.chat(to_turns(messages, tools))),
+            sampling=Sampling(**{key: options[key] for key in _SAMPLING}),
+            seed=options["seed"],
+            stop=tuple(stop or ()),
+            grammar=grammar,
+            deadline=deadline,
+        )
+        return _Turn(request=request, tools=tools, logprobs=options["logprobs"])
+
+    def _message(self, turn: _Turn, completion: Completion) -> AIMessage:
+        if completion.finish_reason == "error":
+            raise RestillError(completion.error or "generation failed")
+        return to_message(
+            completion,
+            tokenizer=self.tokenizer,
+            model_name=self.name or "restill",
+            prompt_tokens=len(turn.request.prompt),
+            tools=turn.tools,
+            logprobs=turn.logprobs,
+        )
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        turn = self._request(messages, stop, kwargs)
+        message = self._message(turn, self.engine.generate([turn.request])[0])
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        turn = self._request(messages, stop, kwargs)
+        message = self._message(turn, await self.engine.agenerate(turn.request))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        turn = self._request(messages, stop, kwargs)
+        held: bool | None = None  # what may become a tool call is held back until it is whole
+        async for piece in stream_request(self.engine, turn.request):
+            if isinstance(piece, Completion):
+                message = self._message(turn, piece)
+                last = message.model_dump(include={"tool_calls", "usage_metadata", "response_metadata"})
+                content = message.content if held else ""
+                yield ChatGenerationChunk(
+                    message=AIMessageChunk(content=content, chunk_position="last", **last)
+                )
+            else:
+                held = bool(turn.tools) and piece.startswith("{") if held is None else held
+                if not held:
+                    yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        return in_thread(lambda: self._astream(messages, stop, **kwargs))

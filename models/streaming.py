@@ -1,0 +1,82 @@
+"""Streams: a request's text as it is decoded, and an asynchronous stream read from ordinary code."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .engine.request import Completion, Request
+
+if TYPE_CHECKING:
+    from .engine.engine import Engine
+
+T = TypeVar("T")
+
+
+async def stream_request(engine: Engine, request: Request) -> AsyncIterator[str | Completion]:
+    """Pieces of text as they come, then the whole completion; leaving early frees the request's slot."""
+    loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+
+    def send(piece: str | None) -> None:
+        try:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+        except RuntimeError:  # the reader left and its loop is closed: nobody listens
+            pass
+
+    job = engine.submit(request, send)
+    job.future.add_done_callback(lambda _: send(None))
+    try:
+        while (piece := await pieces.get()) is not None:
+            yield piece
+        yield job.future.result()
+    finally:
+        job.future.cancel()
+
+
+def in_thread(start: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
+    """Run an asynchronous iterator in a thread of its own and yield its items; stops it when abandoned.
+
+    Works where an event loop already runs (notebooks), as ``asyncio.run`` would not.
+    """
+    items: queue.Queue[tuple[str, Any]] = queue.Queue()
+    loop = asyncio.new_event_loop()
+
+    async def consume() -> None:
+        try:
+            async for item in start():
+                items.put(("item", item))
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:
+            items.put(("error", error))
+        items.put(("end", None))
+
+    task = loop.create_task(consume())
+    thread = threading.Thread(target=_run_until_done, args=(loop, task), name="restill-stream", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = items.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        if thread.is_alive():
+            try:
+                loop.call_soon_threadsafe(task.cancel)
+            except RuntimeError:  # the loop closed in between
+                pass
+        thread.join()
+
+
+def _run_until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Task) -> None:
+    try:
+        loop.run_until_complete(task)
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
