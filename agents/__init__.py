@@ -1,0 +1,1 @@
+"""Agents, their tools and budgets, and the trajectories they leave."""
