@@ -1,0 +1,1 @@
+"""Trajectories in, better models out: worlds, rankers, mixtures, the trainer and ReST."""

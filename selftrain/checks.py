@@ -1,0 +1,58 @@
+"""What a self-training job refuses before it begins, so that nothing fails after hours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..agents.question import Question
+from ..agents.react import ReActAgent
+from ..agents.scores import normalise
+from ..models.errors import RestillError
+from .rest import ReST
+from .trainer import Trainer
+
+
+def refuse(agent: ReActAgent, train: Sequence[Question], held_out: Sequence[Question], method: ReST) -> None:
+    """Find what would fail later.
+
+    Raises:
+        RestillError: a model without local weights, labels that are missing, held-out questions that are
+            trained on, a pilot that can guide nothing, or adapters of different ranks.
+    """
+    model = agent.model
+    if not hasattr(model, "checkpoint") or not hasattr(model, "with_adapter"):
+        raise RestillError(f"{type(model).__name__} has no local weights to train; use a JaxChatModel")
+    if not train:
+        raise RestillError("there are no questions to train on")
+    if method.ranker.needs_labels and (missing := [q for q in train if not q.answers]):
+        raise RestillError(
+            f"{len(missing)} of {len(train)} training questions have no answers, such as "
+            f"{missing[0].question!r:.80}; "
+            f"{type(method.ranker).__name__} needs them, LikelihoodRanker does not"
+        )
+    refuse_overlap(train, held_out)
+    if method.pilot is not None:
+        method.pilot.choose(train, 0)
+    own, full = model.adapter, method.train.method == "full"
+    first = method.pilot.train or method.train if method.pilot is not None else method.train
+    # Construct, so that a rank that does not fit is found now and not after hours of rollouts.
+    checkpoint = model.checkpoint
+    start = None if own is None else own.path
+    Trainer(checkpoint.config, checkpoint.params, first, start=start, tokenizer=checkpoint.tokenizer)
+    if method.pilot is not None and not full and method.start == "previous":
+        if (first.rank, first.alpha) != (method.train.rank, method.train.alpha):
+            raise RestillError(
+                f"the pilot trains rank={first.rank}, alpha={first.alpha}, the generations "
+                f"rank={method.train.rank}, alpha={method.train.alpha}; make them equal, or use start='base'"
+            )
+
+
+def refuse_overlap(train: Sequence[Question], held_out: Sequence[Question]) -> None:
+    """Raises RestillError when the text of a held-out question is also that of a training question."""
+    texts = {normalise(q.question) for q in train}
+    both = [q for q in held_out if normalise(q.question) in texts]
+    if both:
+        raise RestillError(
+            f"{len(both)} of the {len(held_out)} eval questions are training questions too, "
+            f"such as {both[0].question!r:.90}; take them out of one of the two"
+        )

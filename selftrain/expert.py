@@ -1,0 +1,108 @@
+"""The scripted expert: a stand-in for the model that knows each question's plan, for the cold start.
+
+It speaks through the same agent, tools and prompt as the model it teaches, so its trajectories are logged and
+trained on like any others. What it knows (the plan, the answer) never enters a prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ..agents.model import ChatTokenizer
+from ..agents.protocol import write_turn
+from ..agents.question import Question
+from ..models.engine.request import Completion, Request
+from ..models.errors import RestillError
+from .guide import expert as world_script
+
+Turn = tuple[str, str, dict[str, Any]]
+"""Thought, action, arguments."""
+Script = Callable[[Question, Mapping[str, int]], list[Turn]]
+"""The turns over one question, given the handles under which observations showed its gold titles."""
+
+_QUESTION = re.compile(r"Question: ([^\n]*)")
+
+
+class ExpertModel:
+    """A ``TokenModel`` that writes the turns of a script.
+
+    Args:
+        tokenizer: of the model that will be trained on the trajectories.
+        questions: those it may be asked.
+        script: what to write; by default the World's plan where there is one, else the gold titles.
+    """
+
+    name = "expert"
+    adapter = None
+    max_context = 1_000_000
+
+    def __init__(self, tokenizer: ChatTokenizer, questions: Iterable[Question], script: Script | None = None) -> None:
+        self.tokenizer = tokenizer
+        self._script = script or gold_script
+        self._questions = {" ".join(q.question.split()): q for q in questions}
+        keys = sorted(q.key for q in self._questions.values())
+        self.fingerprint = hashlib.sha256("/".join(keys).encode()).hexdigest()
+
+    async def agenerate_tokens(self, request: Request) -> Completion:
+        """The next turn of the script; its log-probabilities are 0, since nothing was drawn.
+
+        Raises:
+            RestillError: the question is not one of those given.
+        """
+        text = self.tokenizer.decode(request.prompt)
+        asked = _QUESTION.findall(text)[-1].removesuffix("<|im_end|>").strip()
+        question = self._questions.get(asked)
+        if question is None:
+            raise RestillError(f"the expert was not given the question {asked!r}")
+        turns = self._script(question, _handles(question, text))
+        number = text.count("\nAction: ", text.rindex("Question: "))
+        turn = write_turn(*turns[min(number, len(turns) - 1)])
+        tokens = (*self.tokenizer.encode(turn), self.tokenizer.eos_ids[0])
+        zeros = (0.0,) * len(tokens)
+        return Completion(tokens=tokens, text=turn, logprobs=zeros, sampled_logprobs=zeros, finish_reason="stop")
+
+
+def gold_script(question: Question, handles: Mapping[str, int]) -> list[Turn]:
+    """The World's plan, or for any labelled question: look up each gold title, then answer.
+
+    A title that the question names comes first, since only the other has to be found through it.
+
+    Raises:
+        RestillError: the question has neither a plan nor gold titles, or no answer.
+    """
+    if question.metadata.get("plan"):
+        by_document = {d: handles[t] for d, t in zip(question.gold, _titles(question), strict=False) if t in handles}
+        return world_script(question, by_document)
+    titles = _titles(question)
+    if not titles or not question.answers:
+        raise RestillError(f"question {question.id!r} has no gold_titles or no answers; the expert needs both")
+    turns: list[Turn] = []
+    for number, title in enumerate(titles):
+        thought = f"I need to read about {title}." if not number else f"Next I need to read about {title}."
+        turns.append((thought, "search", {"query": title}))
+    citations = [handles[t] for t in titles if t in handles]
+    thought = f"The passages show that the answer is {question.answers[0]}."
+    return [*turns, (thought, "finish", {"answer": question.answers[0], "citations": citations})]
+
+
+def _titles(question: Question) -> list[str]:
+    if plan := question.metadata.get("plan"):
+        return [step["entity"] for step in plan]
+    text = question.question.lower()
+    named = {t: _plain(t).lower() in text for t in question.gold_titles}
+    return sorted(question.gold_titles, key=lambda t: not named[t])
+
+
+def _plain(title: str) -> str:
+    """``Ed Wood (film)`` is asked for as ``Ed Wood``."""
+    return re.sub(r"\s*\([^)]*\)$", "", title)
+
+
+def _handles(question: Question, text: str) -> dict[str, int]:
+    """Number under which an observation first showed each gold title."""
+    shown = text[text.rindex("Question: ") :]
+    found = {t: re.search(rf"\[(\d+)\] {re.escape(t)}", shown) for t in _titles(question)}
+    return {t: int(m[1]) for t, m in found.items() if m}

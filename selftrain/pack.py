@@ -1,0 +1,121 @@
+"""Packing: many short sequences in few rows of one length, without one seeing another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.errors import RestillError
+from .mixture import Example
+
+IntArray = NDArray[np.int32]
+PAD = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedRows:
+    """Rows of ``length`` tokens.
+
+    Attributes:
+        tokens: ``[R, L]`` int32.
+        positions: ``[R, L]`` int32, from 0 in every segment.
+        segments: ``[R, L]`` int32, the index of the example; -1 on padding.
+        weights: ``[R, L]`` f32; ``weights[r, i]`` belongs to predicting ``tokens[r, i]`` from position ``i
+            - 1``.
+        truncated: examples that were longer than a row and lost their end.
+    """
+
+    tokens: IntArray
+    positions: IntArray
+    segments: IntArray
+    weights: NDArray[np.float32]
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def fill(self) -> float:
+        """Share of positions that hold a token."""
+        return float((self.segments != PAD).mean())
+
+
+def pack(examples: Sequence[Example], length: int) -> PackedRows:
+    """First-fit-decreasing (ties by the order given), so the same examples always make the same rows.
+
+    Examples longer than ``length`` keep their first ``length`` tokens.
+
+    Raises:
+        RestillError: nothing to pack, or no target is left within ``length``.
+    """
+    kept = [i for i, e in enumerate(examples) if any(e.weights[:length])]
+    if not kept:
+        raise RestillError(
+            f"no example has a trained token among its first {length}; "
+            + ("the mixture is empty: keep more trajectories" if not examples else "raise row_length")
+        )
+    order = sorted(kept, key=lambda i: (-min(len(examples[i].tokens), length), i))
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in order:
+        size = min(len(examples[i].tokens), length)
+        row = next((r for r, free in enumerate(room) if free >= size), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+            room.append(length)
+        rows[row].append(i)
+        room[row] -= size
+
+    shape = (len(rows), length)
+    tokens, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    segments, weights = np.full(shape, PAD, np.int32), np.zeros(shape, np.float32)
+    for r, members in enumerate(rows):
+        start = 0
+        for i in members:
+            size = min(len(examples[i].tokens), length)
+            at = slice(start, start + size)
+            tokens[r, at], weights[r, at] = examples[i].tokens[:size], examples[i].weights[:size]
+            positions[r, at], segments[r, at] = np.arange(size), i
+            start += size
+    truncated = sum(len(examples[i].tokens) > length for i in kept)
+    return PackedRows(
+        tokens=tokens, positions=positions, segments=segments, weights=weights, truncated=truncated
+    )
+
+
+def epoch_order(rows: int, *, seed: int, epoch: int) -> IntArray:
+    """Order of the rows in one epoch: a permutation that depends on (seed, epoch) alone."""
+    return np.random.default_rng([seed, epoch]).permutation(rows).astype(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """The loss positions of a batch of rows, first the real ones, then padding with weight 0.
+
+    Attributes:
+        at: ``[B*L]`` int32, index into the flattened rows of the hidden state that predicts.
+        ids: ``[B*L]`` int32, the token to predict.
+        weights: ``[B*L]`` f32.
+        count: how many are real.
+    """
+
+    at: IntArray
+    ids: IntArray
+    weights: NDArray[np.float32]
+    count: int
+
+
+def targets(tokens: IntArray, weights: NDArray[np.float32]) -> Targets:
+    """Loss positions of rows ``tokens, weights [B, L]``."""
+    flat = tokens.size
+    where = np.flatnonzero(weights.reshape(-1)).astype(np.int32)
+    at, ids, w = np.zeros(flat, np.int32), np.zeros(flat, np.int32), np.zeros(flat, np.float32)
+    # An example's first token has no weight, so position i - 1 is in the same row and segment.
+    at[: len(where)] = where - 1
+    ids[: len(where)] = tokens.reshape(-1)[where]
+    w[: len(where)] = weights.reshape(-1)[where]
+    return Targets(at=at, ids=ids, weights=w, count=len(where))

@@ -1,0 +1,97 @@
+"""The pilot: a first adapter from few guided trajectories, so that the loop has something to improve.
+
+Guided means that the agent runs as always, tools and observations included, but either sees a hint that is
+never stored, or the scripted expert writes its turns. What is kept must have the right answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..agents.question import Question
+from ..agents.react import ReActAgent
+from ..models.errors import RestillError
+from .expert import ExpertModel, gold_script
+from .guide import hint as world_hint
+from .trainer import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pilot:
+    """How the pilot is made.
+
+    Attributes:
+        questions: how many of the training questions it may see.
+        guide: ``"expert"``: the scripted expert writes the turns; else a function from a question to a hint
+            (see :func:`gold_hint`) that the model sees and that is never stored.
+        samples: guided runs per question (an expert needs one).
+        temperature: of a hinted model.
+        most: the most trajectories to train on.
+        train: how to train it; ``None``: as the method does.
+    """
+
+    questions: int = 100
+    guide: str | Callable[[Question], str] = "expert"
+    samples: int = 1
+    temperature: float = 0.7
+    most: int = 500
+    train: TrainConfig | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.guide, str) and self.guide != "expert":
+            raise RestillError(
+                f"guide={self.guide!r} is unknown; use 'expert' or a function from question to hint"
+            )
+        if self.questions < 1 or self.samples < 1 or self.most < 1:
+            raise RestillError("a pilot needs at least one question, one sample and one trajectory")
+
+    def choose(self, questions: Sequence[Question], seed: int) -> list[Question]:
+        """The pilot's questions: drawn from those that can be guided, in an order that follows from ``seed``.
+
+        Raises:
+            RestillError: no question can be guided.
+        """
+        fit = [q for q in questions if self._can_guide(q)]
+        if not fit:
+            raise RestillError(
+                "the pilot can guide none of the questions: "
+                "they need answers and gold_titles (or a World's plan); "
+                "give ReST(pilot=None) to do without"
+            )
+        return random.Random(f"pilot {seed}").sample(fit, min(self.questions, len(fit)))
+
+    def guided(self, agent: ReActAgent, questions: Sequence[Question]) -> ReActAgent:
+        """The agent that makes the pilot's trajectories."""
+        if isinstance(self.guide, str):
+            model: Any = ExpertModel(agent.model.tokenizer, questions)
+            return agent.replace(model=model, few_shot=0, temperature=0.0, hint=None)
+        return agent.replace(hint=self.guide, temperature=self.temperature)
+
+    def _can_guide(self, question: Question) -> bool:
+        if not question.answers:
+            return False
+        try:
+            gold_script(question, {}) if isinstance(self.guide, str) else self.guide(question)
+        except RestillError:
+            return False
+        return True
+
+
+def gold_hint(question: Question) -> str:
+    """A hint for any labelled question: what to search, what the question names first, then the answer.
+
+    ``Plan: search "Ed Wood"; search "Scott Derrickson"; answer "yes".``
+
+    Raises:
+        RestillError: the question has neither a World's plan nor gold titles with answers.
+    """
+    if question.metadata.get("plan"):
+        return world_hint(question)
+    turns = gold_script(question, {})
+    searches = "; ".join(
+        f'search "{arguments["query"]}"' for _, action, arguments in turns if action == "search"
+    )
+    return f'Plan: {searches}; answer "{question.answers[0]}".'

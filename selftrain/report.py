@@ -1,0 +1,186 @@
+"""What a job came to: one row per arm, differences with paired intervals, and where everything lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from ..agents.evaluate import EvalReport
+from ..models.errors import RestillError
+from .files import write_atomic
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Arm(BaseModel):
+    """One agent on the held-out questions; shares lie between 0 and 1, intervals are bootstrapped.
+
+    Attributes:
+        em_unforced: exact match where answers forced after the budget count as wrong.
+        trajectories: how many it was trained on; ``None`` for the base.
+        seconds: wall time of its rollout, training and evaluation, those of resumed attempts included.
+    """
+
+    name: str
+    trajectories: int | None = None
+    em: float
+    em_interval: tuple[float, float]
+    f1: float
+    f1_interval: tuple[float, float]
+    em_unforced: float
+    answered: float
+    forced: float
+    searches: float
+    tokens: float
+    recall: float | None = None
+    adapter: str | None = None
+    run: str = ""
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, name: str, scored: EvalReport, **rest: Any) -> Arm:
+        """An arm from its evaluation."""
+        shared = (
+            "em",
+            "em_interval",
+            "f1",
+            "f1_interval",
+            "em_unforced",
+            "answered",
+            "forced",
+            "tokens",
+            "recall",
+        )
+        values = {field: getattr(scored, field) for field in shared}
+        return cls(name=name, searches=scored.tool_calls, run=scored.run, **values, **rest)
+
+
+class Delta(BaseModel):
+    """Exact match of one arm minus another's on the same questions, with its paired 95 % interval."""
+
+    arm: str
+    over: str
+    em: float
+    interval: tuple[float, float]
+
+
+class Report(BaseModel):
+    """A finished job.
+
+    Attributes:
+        adapter: of the last generation (or the pilot), to give to ``JaxChatModel``; a model folder for full
+            training.
+        phases: what each phase made, by name.
+    """
+
+    out: str
+    questions: int
+    held_out: int
+    method: dict[str, Any]
+    arms: list[Arm] = []
+    deltas: list[Delta] = []
+    adapter: str | None = None
+    phases: dict[str, dict[str, Any]] = {}
+
+    def arm(self, name: str) -> Arm:
+        """An arm by name: base, pilot, generation 1, ..., control.
+
+        Raises:
+            RestillError: there is none of that name.
+        """
+        found = next((arm for arm in self.arms if arm.name == name), None)
+        if found is None:
+            raise RestillError(
+                f"no arm {name!r}; there are {', '.join(arm.name for arm in self.arms) or 'none'}"
+            )
+        return found
+
+    def delta(self, arm: str, over: str) -> Delta:
+        """A difference by the names of its arms.
+
+        Raises:
+            RestillError: it was not computed.
+        """
+        found = next((d for d in self.deltas if (d.arm, d.over) == (arm, over)), None)
+        if found is None:
+            known = ", ".join(f"{d.arm} - {d.over}" for d in self.deltas)
+            raise RestillError(f"no difference {arm} - {over}; there are: {known or 'none'}")
+        return found
+
+    def save(self) -> Path:
+        """Write ``report.json`` into the job's folder."""
+        path = Path(self.out) / "report.json"
+        write_atomic(path, self.model_dump_json(indent=1) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, out: str | Path) -> Report:
+        """Read a job's report.
+
+        Raises:
+            RestillError: the job has none yet.
+        """
+        path = Path(out) / "report.json"
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError:
+            raise RestillError(f"no report at {str(path)!r}; run the job to its end first") from None
+        except ValidationError as error:
+            raise RestillError(f"{path} is no report: {str(error).splitlines()[0]}") from None
+
+    def table(self) -> Table:
+        """Arms as a rich table, each with its difference to the arm before."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.held_out} held-out questions, 95 % intervals", title_justify="left")
+        columns = (
+            "arm",
+            "trained on",
+            "exact match",
+            "against",
+            "difference",
+            "F1",
+            "answered",
+            "forced",
+            "searches",
+        )
+        for column in columns:
+            table.add_column(column, justify="left" if column in ("arm", "against") else "right")
+        for arm in self.arms:
+            delta = next(
+                (d for d in reversed(self.deltas) if d.arm == arm.name and d.over != "control"), None
+            )
+            table.add_row(
+                arm.name,
+                "" if arm.trajectories is None else str(arm.trajectories),
+                f"{_percent(arm.em)} {_interval(arm.em_interval)}",
+                "" if delta is None else delta.over,
+                "" if delta is None else f"{100 * delta.em:+.1f} {_interval(delta.interval, signed=True)}",
+                _percent(arm.f1),
+                _percent(arm.answered),
+                _percent(arm.forced),
+                f"{arm.searches:.2f}",
+            )
+        return table
+
+
+def differences(arms: list[tuple[str, EvalReport]], pairs: list[tuple[str, str]]) -> list[Delta]:
+    """The differences of the named pairs (arm, over)."""
+    by_name = dict(arms)
+    made = []
+    for arm, over in pairs:
+        em, interval = by_name[arm].difference(by_name[over])
+        made.append(Delta(arm=arm, over=over, em=em, interval=interval))
+    return made
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _interval(interval: tuple[float, float], signed: bool = False) -> str:
+    style = "+.1f" if signed else ".1f"
+    return f"({100 * interval[0]:{style}} to {100 * interval[1]:{style}})"

@@ -1,0 +1,110 @@
+"""The compiled parts of training: frozen lower layers, gradient accumulation, the optimiser's update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from ..models.config import DecoderConfig
+from .loss import final_norm, head_of, run_layers, weighted_nll
+
+if TYPE_CHECKING:
+    from .trainer import TrainConfig
+
+Leaves = Mapping[str, Any]
+
+
+class TrainSteps:
+    """Three programs, compiled once per (model, rows, row length): ``lower``, ``accumulate``, ``update``.
+
+    Gradients and the denominator are sums over micro batches and are divided once, so that the result does
+    not depend on how a step was cut into micro batches.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, train: TrainConfig, params: Leaves, frozen: Leaves, *, total: int
+    ) -> None:
+        self.config, self.train = config, train
+        scale = train.alpha / train.rank
+        low, high = range(train.frozen_layers), range(train.frozen_layers, config.num_layers)
+        self._params = {name: jnp.asarray(leaf) for name, leaf in params.items()}
+        self._frozen = {name: jnp.asarray(leaf) for name, leaf in frozen.items()}
+        self._sums: Any = None
+        warm = round(train.warmup * total)
+        schedule = optax.warmup_cosine_decay_schedule(
+            train.lr / (warm + 1), train.lr, warm, max(total, warm + 1), train.lr / 10
+        )
+        optimiser = optax.chain(
+            optax.clip_by_global_norm(train.clip), optax.adamw(schedule, weight_decay=train.weight_decay)
+        )
+        self._optimiser = optimiser
+
+        def lower(params: Leaves, lora: Leaves, tokens: Array, positions: Array, segments: Array) -> Array:
+            x = params["embed"][tokens.reshape(-1)]
+            return run_layers(config, params, lora, scale, x, positions, segments, low)
+
+        def loss(trained: Leaves, params: Leaves, lora: Leaves, x: Array, batch: Leaves) -> Array:
+            if train.method == "full":
+                params = {**params, **trained}
+            else:
+                lora = {**lora, **trained}
+            x = run_layers(config, params, lora, scale, x, batch["positions"], batch["segments"], high)
+            hidden = final_norm(config, params, x[batch["at"]])
+            head = head_of(config, params)
+            return weighted_nll(
+                config.tie_embeddings, hidden, head, batch["ids"], batch["weights"], batch["count"]
+            )
+
+        def accumulate(
+            sums: Any, trained: Leaves, params: Leaves, lora: Leaves, x: Array, batch: Leaves
+        ) -> Any:
+            grads, total, denominator = sums
+            value, new = jax.value_and_grad(loss)(trained, params, lora, x, batch)
+            return (
+                jax.tree.map(jnp.add, grads, new),
+                total + value,
+                denominator + jnp.abs(batch["weights"]).sum(),
+            )
+
+        def update(trained: Leaves, state: Any, sums: Any) -> Any:
+            grads, total, denominator = sums
+            grads = jax.tree.map(lambda g: g / denominator, grads)
+            changes, state = optimiser.update(grads, state, trained)
+            return optax.apply_updates(trained, changes), state, total / denominator, optax.tree.norm(grads)
+
+        self._lower = jax.jit(lower)
+        self._accumulate = jax.jit(accumulate, donate_argnums=0)
+        self._update = jax.jit(update, donate_argnums=(0, 1))
+
+    def init(self, trained: Leaves) -> Any:
+        """Fresh optimiser state."""
+        return self._optimiser.init({name: jnp.asarray(leaf) for name, leaf in trained.items()})
+
+    @staticmethod
+    def place(tree: Any) -> Any:
+        """Copies on the device, which the steps may donate."""
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+
+    def lower(self, batch: Leaves) -> Array:
+        """Hidden states ``[B*L, D]`` that enter the first trained layer."""
+        return self._lower(self._params, self._frozen, batch["tokens"], batch["positions"], batch["segments"])
+
+    def accumulate(self, trained: Leaves, x: Any, batch: Leaves) -> None:
+        """Add gradient, loss sum and denominator of one micro batch."""
+        if self._sums is None:
+            zeros = jax.tree.map(jnp.zeros_like, dict(trained))
+            self._sums = (zeros, jnp.float32(0), jnp.float32(0))
+        batch = {name: leaf for name, leaf in batch.items() if name != "tokens"}
+        self._sums = self._accumulate(self._sums, trained, self._params, self._frozen, x, batch)
+
+    def update(self, trained: Leaves, state: Any) -> tuple[Any, Any, float, float]:
+        """One optimiser step on what was accumulated: new leaves, new state, mean loss, gradient norm."""
+        sums, self._sums = self._sums, None
+        trained, state, loss, norm = self._update(trained, state, sums)
+        return trained, state, float(np.asarray(loss)), float(np.asarray(norm))

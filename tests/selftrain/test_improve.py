@@ -1,0 +1,276 @@
+"""The whole job: arms, phases done once, refusals, and a real engine at the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restill.agents.budget import Budget
+from restill.agents.question import Question
+from restill.agents.react import ReActAgent
+from restill.agents.testing import ScriptedModel, answer, call
+from restill.models.errors import RestillError
+from restill.models.lora import load_peft
+from restill.models.testing import tiny_checkpoint
+from restill.selftrain import improve as module
+from restill.selftrain.feedback import LikelihoodRanker, RandomRanker
+from restill.selftrain.improve import improve
+from restill.selftrain.pilot import Pilot, gold_hint
+from restill.selftrain.report import Report
+from restill.selftrain.rest import ReST
+from restill.selftrain.trainer import TrainConfig
+
+TRAIN = TrainConfig(
+    rank=2, alpha=4.0, lr=0.01, epochs=1, rows=1, row_length=768, accumulate=4, frozen_layers=1
+)
+METHOD = ReST(samples=2, train=TRAIN, pilot=Pilot(questions=2))
+
+
+def questions(count: int, kind: str = "train") -> list[Question]:
+    """Two-hop questions with titles to look up."""
+    return [
+        Question(
+            id=f"{kind}{i}",
+            question=f"Who made the {kind} ship {i}?",
+            answers=[f"Ada {i}"],
+            gold_titles=[f"Ship {i}"],
+        )
+        for i in range(count)
+    ]
+
+
+def search(query: str) -> str:
+    """Find passages."""
+    return f"{query} was made by Ada {query.split()[-1]}"
+
+
+class Trainable(ScriptedModel):
+    """Scripted, but with weights to train: it answers wrongly until it has an adapter, then more and more often."""
+
+    def __init__(self, adapter: Any = None, log: list[str] | None = None) -> None:
+        self.checkpoint = tiny_checkpoint()
+        self.log = [] if log is None else log
+        skill = (
+            0
+            if adapter is None
+            else {"pilot": 2, "gen1": 4, "gen2": 5, "control": 1}[Path(adapter.path).parent.name]
+        )
+
+        def reply(prompt: str, request: Any) -> str:
+            asked = prompt[prompt.rindex("Question: ") :]
+            number = asked.split("ship ")[1].split("?")[0]
+            if "Observation:" not in asked:
+                return call("search", query=f"Ship {number}", thought=f"I look, {request.seed % 97}.")
+            return answer(f"Ada {number}" if int(number) < skill else "Rome", 1)
+
+        super().__init__(
+            reply,
+            tokenizer=self.checkpoint.tokenizer,
+            fingerprint=self.checkpoint.fingerprint,
+            adapter=adapter,
+        )
+
+    def with_adapter(self, path: Path) -> Trainable:
+        self.log.append(f"open {Path(path).parent.name}")
+        return Trainable(load_peft(Path(path)).info, self.log)
+
+    def close(self) -> None:
+        self.log.append("close")
+
+
+def agent(model: Any = None) -> ReActAgent:
+    """An agent on a trainable model."""
+    return ReActAgent(model or Trainable(), [search], budget=Budget(steps=3))
+
+
+def test_arms_climb_and_everything_lies_where_it_should(tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    report = improve(
+        agent(),
+        questions(6),
+        out=job,
+        method=replace(METHOD, generations=2),
+        eval=questions(5, "eval"),
+        control=True,
+    )
+    assert [(arm.name, arm.em) for arm in report.arms] == [
+        ("base", 0.0), ("pilot", 0.4), ("generation 1", 0.8), ("control", 0.2), ("generation 2", 1.0)
+    ]  # fmt: skip
+    assert report.delta("generation 1", "pilot").em == pytest.approx(0.4)
+    assert report.delta("generation 1", "control").em == pytest.approx(0.6)
+    low, high = report.delta("generation 2", "base").interval
+    assert low == high == 1.0
+    for name in ("pilot", "gen1", "gen2", "control"):
+        for part in (
+            "mixture.jsonl",
+            "kept.jsonl",
+            "adapter/adapter_model.safetensors",
+            "eval/run.json",
+            "eval.json",
+        ):
+            assert (job / name / part).is_file(), (name, part)
+    assert report.adapter == str(job / "gen2" / "adapter")
+    assert Report.load(job) == report
+    manifest = json.loads((job / "gen1" / "adapter" / "manifest.json").read_text())
+    assert manifest["few_shot"] == 0 and manifest["base"] == "scripted" and manifest["scores"]["em"] == 0.8
+    assert len(manifest["train_question_hashes"]) == report.phases["gen1/mixture"]["kept_questions"] == 2
+    assert report.arm("control").trajectories == report.arm("generation 1").trajectories
+    text = "\n".join(str(cell) for column in report.table().columns for cell in column.cells)
+    assert "generation 1" in text and "80.0 %" in text
+
+
+def test_the_manifest_with_every_knob_is_there_before_anything_runs(tmp_path: Path, monkeypatch: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "rollout", stop)
+    with pytest.raises(KeyboardInterrupt):
+        improve(agent(), questions(6), out=tmp_path / "job", method=METHOD)
+    settings = json.loads((tmp_path / "job" / "job.json").read_text())["settings"]
+    assert settings["method"]["pilot"]["questions"] == 2
+    assert settings["method"]["train"]["lr"] == 0.01
+    assert settings["method"]["ranker"]["kind"] == "GoldRanker"
+    assert settings["train_questions"]["count"] == 6 and "hash" in settings["agent"]
+
+
+def test_a_second_call_runs_nothing_again(tmp_path: Path, monkeypatch: Any) -> None:
+    arguments = dict(out=tmp_path / "job", method=METHOD, eval=questions(5, "eval"))
+    first = improve(agent(), questions(6), **arguments)
+    for name in ("rollout", "evaluate"):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("ran again"))
+    monkeypatch.setattr(module.Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
+    model = Trainable()
+    assert improve(agent(model), questions(6), **arguments) == first
+    assert not model.requests
+
+
+@pytest.mark.parametrize("phase", ["rollout", "Trainer", "evaluate"])
+def test_a_job_stopped_in_any_phase_ends_like_one_that_was_not(
+    tmp_path: Path, monkeypatch: Any, phase: str
+) -> None:
+    def run(out: str) -> Report:
+        return improve(agent(), questions(6), out=tmp_path / out, method=METHOD, eval=questions(5, "eval"))
+
+    whole = run("whole")
+    real, calls = getattr(module, phase), []
+
+    def once(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, phase, once)
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped")
+    resumed = run("stopped")
+    assert [arm.em for arm in resumed.arms] == [arm.em for arm in whole.arms]
+    weights = "gen1/adapter/adapter_model.safetensors"
+    assert (tmp_path / "whole" / weights).read_bytes() == (tmp_path / "stopped" / weights).read_bytes()
+
+
+def test_a_phase_whose_marker_is_deleted_runs_again_with_the_same_result(tmp_path: Path) -> None:
+    arguments = dict(out=tmp_path / "job", method=METHOD, eval=questions(5, "eval"))
+    first = improve(agent(), questions(6), **arguments)
+    (tmp_path / "job" / "gen1" / "mixture.done.json").unlink()
+    again = improve(agent(), questions(6), **arguments)
+    assert again.phases["gen1/mixture"]["sha256"] == first.phases["gen1/mixture"]["sha256"]
+
+
+def test_engines_are_closed_before_training(tmp_path: Path) -> None:
+    model = Trainable()
+    improve(agent(model), questions(6), out=tmp_path / "job", method=METHOD)
+    assert model.log == ["close", "open pilot", "close", "open gen1", "close"]
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    improve(agent(), questions(6), out=tmp_path / "job", method=METHOD)
+    for changes, message in (
+        ({"method": replace(METHOD, samples=3)}, "method.samples: 2 there, 3 now"),
+        ({"seed": 5}, "seed: 0 there, 5 now"),
+        ({"eval": questions(3, "eval")}, "eval_questions.count: 0 there, 3 now"),
+    ):
+        with pytest.raises(RestillError, match=message):
+            improve(agent(), questions(6), **{"out": tmp_path / "job", "method": METHOD, **changes})
+
+
+def test_a_held_out_question_that_is_trained_on_is_refused(tmp_path: Path) -> None:
+    leaked = Question(id="other", question="who made the train ship 3 ?", answers=["x"])
+    with pytest.raises(RestillError, match="1 of the 2 eval questions are training questions"):
+        improve(
+            agent(), questions(6), out=tmp_path / "job", method=METHOD, eval=[*questions(1, "eval"), leaked]
+        )
+    assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda qs: ([], METHOD), "no questions"),
+        (lambda qs: ([q.without_labels() for q in qs], METHOD), "have no answers"),
+        (
+            lambda qs: ([q.without_labels() for q in qs], replace(METHOD, ranker=RandomRanker())),
+            "can guide none",
+        ),
+        (lambda qs: (qs, replace(METHOD, pilot=Pilot(train=replace(TRAIN, rank=4)))), "rank=4"),
+    ],
+)
+def test_what_would_fail_later_is_refused_now(tmp_path: Path, change: Any, message: str) -> None:
+    asked, method = change(questions(4))
+    with pytest.raises(RestillError, match=message):
+        improve(agent(), asked, out=tmp_path / "job", method=method)
+
+
+def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RestillError, match="no local weights"):
+        improve(agent(ScriptedModel([answer("x")])), questions(2), out=tmp_path / "job")
+
+
+def test_a_generation_that_keeps_nothing_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RestillError, match="pilot"):
+        improve(agent(), questions(3), out=tmp_path / "job", method=replace(METHOD, pilot=None))
+
+
+def test_a_hint_guides_the_pilot_and_is_not_stored(tmp_path: Path) -> None:
+    pilot = Pilot(questions=2, guide=gold_hint, temperature=0.5)
+    model = Trainable()
+    chosen = pilot.choose(questions(6), 0)
+    made = pilot.guided(agent(model), chosen).invoke(chosen[0]).trajectory
+    hint = gold_hint(chosen[0])
+    assert hint.startswith('Plan: search "Ship ') and made.guide
+    assert hint in model.tokenizer.decode(model.requests[0].prompt)
+    assert "Plan:" not in model.tokenizer.decode(made.token_ids())
+
+
+def test_a_real_engine_goes_through_the_loop_without_labels(tmp_path: Path) -> None:
+    from restill.models.chat import JaxChatModel
+
+    model = JaxChatModel.from_checkpoint(tiny_checkpoint(), slots=4, max_context=768)
+    worker = ReActAgent(
+        model, [search], budget=Budget(steps=2), few_shot=0, step_tokens=48, observation_tokens=32
+    )
+    method = ReST(
+        samples=2,
+        temperature=1.0,
+        ranker=LikelihoodRanker(evidence=0.5),
+        pilot=Pilot(questions=2),
+        train=TRAIN,
+    )
+    try:
+        report = improve(
+            worker,
+            questions(3),
+            out=tmp_path / "job",
+            method=method,
+            eval=questions(2, "eval"),
+            concurrency=4,
+        )
+    except RestillError as error:  # random weights may finish no run of their own; the pilot must have worked
+        assert "gen1: none of the" in str(error)
+        return
+    assert [arm.name for arm in report.arms] == ["base", "pilot", "generation 1"]

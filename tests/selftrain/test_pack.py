@@ -1,0 +1,167 @@
+"""Packing keeps every token once, and no segment sees another."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from restill.models.decoder import forward, init_params
+from restill.models.errors import RestillError
+from restill.models.lora import init_lora
+from restill.selftrain.loss import final_norm, head_of, packed_attention, run_layers, weighted_nll
+from restill.selftrain.mixture import Example
+from restill.selftrain.pack import PAD, epoch_order, pack, targets
+
+from .tiny import CONFIG, examples
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(24, 70), st.integers(0, 10_000))
+def test_every_token_is_kept_exactly_once(count: int, length: int, seed: int) -> None:
+    given_examples = examples(count, seed=seed)
+    rows = pack(given_examples, length)
+    assert rows.truncated == 0
+    for i, example in enumerate(given_examples):
+        where = rows.segments == i
+        assert tuple(rows.tokens[where]) == example.tokens
+        assert tuple(rows.weights[where]) == example.weights
+        assert rows.positions[where].tolist() == list(range(len(example.tokens)))
+        assert len(set(np.nonzero(where)[0])) == 1
+    assert (rows.segments != PAD).sum() == sum(len(e.tokens) for e in given_examples)
+    assert not rows.weights[rows.segments == PAD].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20), st.integers(0, 10_000))
+def test_targets_point_at_the_token_before_in_the_same_segment(count: int, seed: int) -> None:
+    rows = pack(examples(count, seed=seed), 40)
+    found = targets(rows.tokens, rows.weights)
+    segments, tokens = rows.segments.reshape(-1), rows.tokens.reshape(-1)
+    at = found.at[: found.count]
+    assert found.count == np.count_nonzero(rows.weights)
+    assert (segments[at] == segments[at + 1]).all()
+    assert (tokens[at + 1] == found.ids[: found.count]).all()
+    assert not found.weights[found.count :].any()
+
+
+def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
+    orders = [tuple(epoch_order(20, seed=s, epoch=e)) for s, e in ((0, 0), (0, 1), (1, 0))]
+    assert len(set(orders)) == 3
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert tuple(epoch_order(20, seed=0, epoch=0)) == orders[0]
+
+
+def test_a_long_example_keeps_its_beginning_and_is_counted() -> None:
+    long = Example(tokens=tuple(range(50)), weights=(0.0, *[1.0] * 49))
+    rows = pack([long], 32)
+    assert rows.truncated == 1
+    assert rows.tokens[0].tolist() == list(range(32))
+
+
+def test_nothing_to_train_on_is_refused() -> None:
+    late = Example(tokens=tuple(range(50)), weights=(*[0.0] * 49, 1.0))
+    with pytest.raises(RestillError, match="raise row_length"):
+        pack([late], 32)
+    with pytest.raises(RestillError, match="empty"):
+        pack([], 32)
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, jax.Array]:
+    return init_params(CONFIG, jax.random.key(1), scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def lora() -> dict[str, jax.Array]:
+    leaves = init_lora(CONFIG, rank=2, key=jax.random.key(2))
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    return {
+        n: 0.2 * jax.random.normal(k, leaf.shape) for k, (n, leaf) in zip(keys, leaves.items(), strict=True)
+    }
+
+
+def _hidden(
+    params: dict, lora: dict, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
+) -> jax.Array:
+    x = params["embed"][tokens.reshape(-1)]
+    x = run_layers(
+        CONFIG, params, lora, 0.5, x, jnp.asarray(positions), jnp.asarray(segments), range(CONFIG.num_layers)
+    )
+    return final_norm(CONFIG, params, x)
+
+
+def _packed_loss(lora: dict, params: dict, rows: object) -> jax.Array:
+    found = targets(rows.tokens, rows.weights)
+    hidden = _hidden(params, lora, rows.tokens, rows.positions, rows.segments)[found.at]
+    return weighted_nll(True, hidden, head_of(CONFIG, params), found.ids, found.weights, found.count)
+
+
+def _plain_loss(lora: dict, params: dict, listed: list[Example]) -> jax.Array:
+    total = jnp.float32(0)
+    for example in listed:
+        logits = forward(CONFIG, params, jnp.asarray([example.tokens]), lora=lora, lora_scale=0.5)[0]
+        logp = jax.nn.log_softmax(logits[:-1])[
+            jnp.arange(len(example.tokens) - 1), jnp.asarray(example.tokens[1:])
+        ]
+        total -= (logp * jnp.asarray(example.weights[1:])).sum()
+    return total
+
+
+def test_packed_loss_and_gradient_equal_plain_unpacked_ones(params: dict, lora: dict) -> None:
+    listed = examples(5, seed=4)
+    rows = pack(listed, 32)
+    assert len(rows) < len(listed)
+    packed, packed_grad = jax.jit(jax.value_and_grad(lambda lora: _packed_loss(lora, params, rows)))(lora)
+    plain, plain_grad = jax.jit(jax.value_and_grad(lambda lora: _plain_loss(lora, params, listed)))(lora)
+    assert float(packed) == pytest.approx(float(plain), rel=1e-5)
+    for name, leaf in plain_grad.items():
+        np.testing.assert_allclose(packed_grad[name], leaf, atol=1e-4, rtol=1e-3, err_msg=name)
+
+
+def test_hidden_states_of_a_segment_do_not_depend_on_its_row(params: dict, lora: dict) -> None:
+    listed = examples(3, seed=5)
+    rows = pack(listed, 48)
+    hidden = jax.jit(partial(_hidden, params, lora))
+    packed = hidden(rows.tokens, rows.positions, rows.segments)
+    for i, example in enumerate(listed):
+        alone = pack([example], len(example.tokens))
+        expected = hidden(alone.tokens, alone.positions, alone.segments)
+        np.testing.assert_allclose(packed[rows.segments.reshape(-1) == i], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [5, 256, 300])
+def test_blocked_attention_equals_a_plain_one(length: int) -> None:
+    from restill.models.decoder import attention, causal_mask
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (2, length, 4, 8))
+    k, v = (jax.random.normal(key, (2, length, 2, 8)) for key in keys[1:])
+    segments = jnp.sort(jax.random.randint(keys[0], (2, length), 0, 3))
+    np.testing.assert_allclose(
+        packed_attention(q, k, v, segments), attention(q, k, v, causal_mask(segments)), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 128, 129, 200])
+@pytest.mark.parametrize("tied", [True, False])
+def test_chunked_loss_equals_log_softmax(count: int, tied: bool) -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden, head = jax.random.normal(keys[0], (200, 8)), jax.random.normal(keys[1], (40, 8))
+    ids = jax.random.randint(keys[2], (200,), 0, 40)
+    weights = jnp.where(jnp.arange(200) < count, jnp.linspace(-1, 2, 200), 0.0)
+
+    def plain(h: jax.Array) -> jax.Array:
+        logp = jax.nn.log_softmax(h @ head.T)
+        return -(weights * logp[jnp.arange(200), ids]).sum()
+
+    def ours(h: jax.Array) -> jax.Array:
+        return weighted_nll(tied, h, head if tied else head.T, ids, weights, jnp.int32(count))
+
+    assert float(ours(hidden)) == pytest.approx(float(plain(hidden)), rel=1e-5, abs=1e-5)
+    np.testing.assert_allclose(jax.grad(ours)(hidden), jax.grad(plain)(hidden), atol=1e-5)

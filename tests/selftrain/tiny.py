@@ -1,0 +1,30 @@
+"""Tiny things to train on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from restill.models.config import DecoderConfig
+from restill.selftrain.mixture import Example, Mixture
+
+CONFIG = DecoderConfig(
+    vocab_size=96, hidden_size=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4, intermediate_size=24
+)
+
+
+def examples(count: int, *, seed: int = 0, longest: int = 24) -> list[Example]:
+    """Random sequences; about a third of the tokens carry a weight, some of it negative."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for i in range(count):
+        length = int(rng.integers(4, longest))
+        weights = rng.choice([0.0, 0.0, 1.0, 0.5, -0.25], size=length)
+        weights[0], weights[-1] = 0.0, 1.0
+        tokens = rng.integers(0, CONFIG.vocab_size, length).tolist()
+        made.append(Example(tokens=tuple(tokens), weights=tuple(weights.tolist()), provenance={"i": i}))
+    return made
+
+
+def mixture(count: int = 12, *, seed: int = 0) -> Mixture:
+    """A mixture of random sequences."""
+    return Mixture.of(examples(count, seed=seed))
