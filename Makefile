@@ -1,0 +1,39 @@
+# Two commands: `make demo` (the whole loop, about ten minutes) and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test venv lint clean help
+
+help:
+	@echo "make demo   install, pull the models, ask, roll out, train, and print before and after"
+	@echo "make test   install the test tools and run the default test suite"
+	@echo "make venv   install only        make lint   ruff and pyright        make clean   remove $(VENV) and build output"
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m restill.selftrain.demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q
+
+venv: $(VENV)/.installed-dev
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("restill needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing restill into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the test tools ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,89 @@
+"""The ``restill`` command line: the commands, and how they end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .commands import ask, data, jobs
+from .models.errors import RestillError
+
+
+class _Commands(TyperGroup):
+    """Turns failures that a user can mend into one line on stderr, and Ctrl-C into a word on how to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RestillError as error:
+            self._fail(str(error))
+        except KeyboardInterrupt:
+            typer.echo("interrupted; resume by running the same command", err=True)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:  # `restill show RUN | head`: the reader has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except OSError as error:
+            if error.filename is None:
+                raise
+            self._fail(f"{error.filename}: {error.strerror}")
+
+    @staticmethod
+    def _fail(message: str) -> None:
+        if os.environ.get("RESTILL_DEBUG"):
+            raise
+        typer.secho(f"error: {message}", fg="red", err=True)
+        raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="restill",
+    help="Search agents on a JAX runtime that log what they do and train themselves on it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(data.pull)
+app.command()(data.index)
+app.command()(ask.ask)
+app.command()(jobs.rollout)
+app.command()(jobs.improve)
+app.command("eval")(jobs.evaluate)
+app.command()(ask.show)
+app.command()(data.world)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(f"restill {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(
+    epilog="Models and compiled programs are kept under $RESTILL_HOME (~/.cache/restill). Every long command "
+    "resumes when it is run again."
+)
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; the entry point of the ``restill`` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

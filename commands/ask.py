@@ -1,0 +1,134 @@
+"""Commands that answer and show: one question, one run."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..models.errors import RestillError
+from .common import (
+    DEFAULT_MODEL,
+    AdapterOption,
+    DocsOption,
+    FewShotOption,
+    IndexOption,
+    JsonOption,
+    KOption,
+    LimitOption,
+    ModelOption,
+    PrecisionOption,
+    SecondsOption,
+    SeedOption,
+    StepsOption,
+    TemperatureOption,
+    make_agent,
+    open_retriever,
+    opened_model,
+    starter_for,
+)
+
+if TYPE_CHECKING:
+    from ..agents.react import AgentResult, ReActAgent
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="What to find out.")],
+    model: ModelOption = DEFAULT_MODEL,
+    adapter: AdapterOption = "auto",
+    precision: PrecisionOption = "auto",
+    index: IndexOption = None,
+    docs: DocsOption = None,
+    k: KOption = 3,
+    steps: StepsOption = 6,
+    seconds: SecondsOption = 60.0,
+    few_shot: FewShotOption = None,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Answer one question over your documents, showing each step as it happens.
+
+    Exits with 1 if there is no answer. --adapter auto means the shipped "starter" on the default
+    model and none on others; --adapter none means none. Example:
+
+      restill ask --docs my-notes/ "Who founded the firm that built the Kestrel?"
+    """
+    if not question.strip():
+        raise RestillError("the question is empty; write what to find out")
+    chosen = {"auto": starter_for(model), "none": None}.get(adapter or "none", adapter)
+    retriever = open_retriever(index, docs, k)
+    with opened_model(model, chosen, precision, slots=1) as chat:
+        agent = make_agent(
+            chat,
+            retriever,
+            steps=steps,
+            seconds=seconds,
+            few_shot=few_shot,
+            temperature=temperature,
+            seed=seed,
+        )
+        result = asyncio.run(_answer(agent, question, quiet=json))
+    if json:
+        typer.echo(result.model_dump_json(exclude_none=True))
+    if result.answer is None:
+        raise typer.Exit(1)
+
+
+async def _answer(agent: ReActAgent, question: str, *, quiet: bool) -> AgentResult:
+    from ..agents.react import AgentResult
+    from ..console import show_result, show_step, stderr, stdout
+
+    screen, number = stdout(), 0
+    with stderr().status("thinking (the first answer compiles the model)") as status:
+        async for event in agent.astream(question):
+            if isinstance(event, AgentResult):
+                if not quiet:
+                    screen.print(show_result(event.trajectory))
+                return event
+            number += 1
+            status.update(f"step {number + 1}")
+            if not quiet:
+                screen.print(show_step(event, number))
+    raise RestillError("the agent ended without a result; please report this")
+
+
+def show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="ID", help="Trajectory or question id, or the beginning of one.")
+    ] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only answered, budget, error or cancelled trajectories.")
+    ] = None,
+    limit: LimitOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List a run's trajectories, or print those of one question.
+
+    In the list, * marks an answer that was forced after the budget had run out.
+    With --json, every trajectory is one line.
+    """
+    from ..agents.run import Run
+    from ..console import run_summary, show_trajectory, stdout, trajectory_list
+
+    opened = Run.open(run)
+    found = opened.find(name) if name else list(opened)
+    if status:
+        found = [t for t in found if t.status == status]
+    if name and not found:
+        raise RestillError(f"no trajectory {name!r} in {run}; `restill show {run}` lists them")
+    found = found[:limit]
+    screen = stdout()
+    if json:
+        for trajectory in found:
+            typer.echo(trajectory.to_json())
+    elif name:
+        for trajectory in found:
+            screen.print(show_trajectory(trajectory))
+    else:
+        screen.print(trajectory_list(found))
+        screen.print()
+        screen.print(run_summary(opened.summary()))

@@ -1,0 +1,187 @@
+"""What commands share: their options, and models, retrievers and agents made from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..models.errors import RestillError
+
+if TYPE_CHECKING:
+    from ..agents.react import ReActAgent
+    from ..retrieval.retriever import Retriever
+
+DEFAULT_MODEL = "smollm2-135m"
+STARTER = "starter"
+
+_M, _A, _R = "Model", "Agent", "Run"
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        envvar="RESTILL_MODEL",
+        help="Name, Hugging Face folder, .gguf file, or http://host/v1#name for a remote model.",
+        rich_help_panel=_M,
+    ),
+]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(help="LoRA adapter: a name or a folder.", rich_help_panel=_M),
+]
+PrecisionOption = Annotated[str, typer.Option(help="auto, f32 or bf16.", rich_help_panel=_M)]
+IndexOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--index",
+        envvar="RESTILL_INDEX",
+        help="Folder made by `restill index`; ./index if not given.",
+        rich_help_panel=_A,
+    ),
+]
+DocsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--docs",
+        help="Index these files or folders in memory instead; may be repeated.",
+        rich_help_panel=_A,
+    ),
+]
+KOption = Annotated[int, typer.Option("--k", min=1, help="Passages a search returns.", rich_help_panel=_A)]
+StepsOption = Annotated[int, typer.Option(min=1, help="Budget: steps.", rich_help_panel=_A)]
+SecondsOption = Annotated[float, typer.Option(help="Budget: seconds a question.", rich_help_panel=_A)]
+FewShotOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Examples in the prompt; by default what the adapter was trained with, else 2.",
+        rich_help_panel=_A,
+    ),
+]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 is greedy.", rich_help_panel=_A)]
+SeedOption = Annotated[int, typer.Option(help="Equal seeds give equal runs.", rich_help_panel=_R)]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Use only the first N.", rich_help_panel=_R)]
+SamplesOption = Annotated[int, typer.Option(min=1, help="Runs over each question.", rich_help_panel=_R)]
+ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Questions in flight.", rich_help_panel=_R)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+
+
+@contextmanager
+def opened_model(
+    spec: str, adapter: str | None = None, precision: str = "auto", slots: int = 16
+) -> Iterator[Any]:
+    """The chat model that ``--model`` and ``--adapter`` name; its engine is stopped at the end.
+
+    Raises:
+        RestillError: unknown model or adapter, or an adapter for a remote model.
+    """
+    if spec.startswith(("http://", "https://")):
+        from ..models.remote import RemoteChatModel
+
+        if adapter is not None:
+            raise RestillError(f"--adapter {adapter} needs a local model; {spec} is remote: leave it out")
+        model: Any = RemoteChatModel.from_spec(spec)
+    else:
+        from ..models.chat import JaxChatModel
+
+        fetch([spec])
+        model = JaxChatModel.from_pretrained(spec, adapter=adapter, precision=precision, slots=slots)
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def fetch(names: list[str]) -> dict[str, Path]:
+    """Pull the models among ``names`` that the registry knows, showing what is downloaded."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..console import stderr
+    from ..models.checkpoint.pull import REGISTRY, pull
+
+    known = [name for name in names if name in REGISTRY]
+    found: dict[str, Path] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr(), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=total or None)
+
+        for name in known:
+            found[name] = pull(name, progress=progress)
+    return found
+
+
+def starter_for(model: str) -> str | None:
+    """The adapter that ``restill ask`` takes unless told otherwise: ``starter`` on its own base model."""
+    if model != DEFAULT_MODEL:
+        return None
+    from ..models.lora import find_adapter
+
+    try:
+        find_adapter(STARTER)
+    except RestillError:
+        return None
+    return STARTER
+
+
+def open_retriever(index: Path | None, docs: list[Path] | None, k: int) -> Retriever:
+    """The retriever that ``--index`` or ``--docs`` name.
+
+    Raises:
+        RestillError: both are given, or neither and there is no ./index.
+    """
+    from ..console import stderr
+    from ..retrieval.retriever import Retriever
+
+    if docs:
+        if index is not None:
+            raise RestillError("--docs and --index exclude each other; give one")
+        fetch(["minilm"])
+        retriever = Retriever.from_path(*docs, k=k, progress=True)
+        for warning in retriever.load_warnings:
+            stderr().print(f"warning: {warning}", style="yellow", markup=False)
+        return retriever
+    folder = index or Path("index")
+    if index is None and not folder.is_dir():
+        raise RestillError(
+            "no index: give --index DIR or --docs PATH, or make ./index with `restill index PATH`"
+        )
+    return Retriever.open(folder, k=k)
+
+
+def make_agent(
+    model: Any,
+    retriever: Retriever,
+    *,
+    steps: int,
+    seconds: float,
+    few_shot: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> ReActAgent:
+    """A search agent over one retriever."""
+    from ..agents.budget import Budget
+    from ..agents.react import ReActAgent
+
+    return ReActAgent(
+        model,
+        [retriever.as_tool()],
+        budget=Budget(steps=steps, seconds=seconds),
+        few_shot=few_shot,
+        temperature=temperature,
+        seed=seed,
+    )
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))

@@ -1,0 +1,295 @@
+"""Commands over many questions: rollout, improve, evaluate. All of them resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..models.errors import RestillError
+from .common import (
+    DEFAULT_MODEL,
+    AdapterOption,
+    ConcurrencyOption,
+    DocsOption,
+    FewShotOption,
+    IndexOption,
+    JsonOption,
+    KOption,
+    LimitOption,
+    ModelOption,
+    PrecisionOption,
+    SamplesOption,
+    SecondsOption,
+    SeedOption,
+    StepsOption,
+    TemperatureOption,
+    make_agent,
+    open_retriever,
+    opened_model,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from ..selftrain.rest import ReST
+
+QuestionsArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="QUESTIONS", help="JSONL: `question`, and `answer` or `answers` where scores are wanted."
+    ),
+]
+
+
+def rollout(
+    questions: QuestionsArgument,
+    out: Annotated[
+        Path, typer.Option("--out", help="Run directory; running again does only what is missing.")
+    ],
+    model: ModelOption = DEFAULT_MODEL,
+    adapter: AdapterOption = None,
+    precision: PrecisionOption = "auto",
+    index: IndexOption = None,
+    docs: DocsOption = None,
+    k: KOption = 3,
+    steps: StepsOption = 6,
+    seconds: SecondsOption = 60.0,
+    few_shot: FewShotOption = None,
+    temperature: TemperatureOption = 0.0,
+    samples: SamplesOption = 1,
+    concurrency: ConcurrencyOption = 32,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="i/n: do the i-th of n parts (from 0), so that n processes share --out."),
+    ] = None,
+    seed: SeedOption = 0,
+    limit: LimitOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let the agent answer many questions and log every trajectory.
+
+    Samples of one question differ only when --temperature is above 0.
+    """
+    from ..agents.question import read_questions
+    from ..agents.rollout import rollout as run_rollout
+    from ..console import run_summary, stdout
+
+    asked, part = read_questions(questions, limit=limit), _shard(shard)
+    retriever = open_retriever(index, docs, k)
+    with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
+        agent = make_agent(
+            chat,
+            retriever,
+            steps=steps,
+            seconds=seconds,
+            few_shot=few_shot,
+            temperature=temperature,
+            seed=seed,
+        )
+        run = run_rollout(
+            agent,
+            asked,
+            out=out,
+            samples=samples,
+            concurrency=concurrency,
+            deadline=2 * seconds,
+            seed=seed,
+            shard=part,
+            progress=True,
+        )
+    if json:
+        print_json(run.summary())
+    else:
+        stdout().print(run_summary(run.summary()))
+        stdout().print(
+            f"trajectories in {out}; see them with: restill show {out}", markup=False, soft_wrap=True
+        )
+
+
+def evaluate(
+    questions: QuestionsArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Run directory; by default one under $RESTILL_HOME, so that it resumes too."
+        ),
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    adapter: AdapterOption = None,
+    precision: PrecisionOption = "auto",
+    index: IndexOption = None,
+    docs: DocsOption = None,
+    k: KOption = 3,
+    steps: StepsOption = 6,
+    seconds: SecondsOption = 60.0,
+    few_shot: FewShotOption = None,
+    temperature: TemperatureOption = 0.0,
+    samples: SamplesOption = 1,
+    concurrency: ConcurrencyOption = 32,
+    seed: SeedOption = 0,
+    limit: LimitOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Score the agent against known answers: exact match and F1 with 95 % intervals.
+
+    Answers that were forced after the budget had run out are counted apart.
+    """
+    from ..agents.evaluate import evaluate as run_evaluate
+    from ..agents.question import read_questions
+    from ..console import stdout
+    from ..models.home import home
+
+    asked = read_questions(questions, limit=limit)
+    retriever = open_retriever(index, docs, k)
+    with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
+        agent = make_agent(
+            chat,
+            retriever,
+            steps=steps,
+            seconds=seconds,
+            few_shot=few_shot,
+            temperature=temperature,
+            seed=seed,
+        )
+        report = run_evaluate(
+            agent,
+            asked,
+            out=out or home() / "runs" / f"eval-{questions.stem}-{agent.fingerprint[:8]}-seed{seed}",
+            samples=samples,
+            seed=seed,
+            concurrency=concurrency,
+            deadline=2 * seconds,
+            progress=True,
+        )
+    if json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        stdout().print(report.table())
+        stdout().print(f"trajectories in {report.run}", markup=False, soft_wrap=True)
+
+
+def improve(
+    questions: QuestionsArgument,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the job; running again goes on.")],
+    eval: Annotated[
+        Path | None,
+        typer.Option("--eval", help="Held-out questions with answers; without, nothing is scored."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="rest: keep the best of several trajectories, train, repeat.")
+    ] = "rest",
+    generations: Annotated[int, typer.Option(min=0, help="Rounds of rollout and training.")] = 1,
+    pilot: Annotated[
+        int,
+        typer.Option(min=0, help="Questions that a guide shows how to answer before round 1; 0 for none."),
+    ] = 100,
+    ranker: Annotated[
+        str,
+        typer.Option(
+            help="gold: by known answers; likelihood: by the model's own scores, no answers needed."
+        ),
+    ] = "gold",
+    samples: SamplesOption = 2,
+    temperature: TemperatureOption = 0.7,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the kept trajectories.")] = 2,
+    frozen_layers: Annotated[int, typer.Option(min=0, help="Lower layers that are not trained.")] = 0,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")
+    ] = False,
+    control: Annotated[
+        bool, typer.Option("--control", help="Also train on equally many trajectories drawn at random.")
+    ] = False,
+    model: ModelOption = DEFAULT_MODEL,
+    adapter: AdapterOption = None,
+    precision: PrecisionOption = "auto",
+    index: IndexOption = None,
+    docs: DocsOption = None,
+    k: KOption = 3,
+    steps: StepsOption = 6,
+    seconds: SecondsOption = 60.0,
+    few_shot: FewShotOption = None,
+    concurrency: ConcurrencyOption = 32,
+    seed: SeedOption = 0,
+    limit: LimitOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let the agent train itself on its own trajectories, and score it before and after.
+
+    The adapter in the job's folder goes to the other commands with --adapter. --limit cuts the training
+    questions only.
+    """
+    from ..agents.question import read_questions
+    from ..console import stdout
+    from ..selftrain.improve import improve as run_improve
+
+    asked = read_questions(questions, limit=limit)
+    held_out = read_questions(eval) if eval is not None else None
+    recipe = _method(
+        method,
+        generations=generations,
+        pilot=pilot,
+        ranker=ranker,
+        samples=samples,
+        temperature=temperature,
+        train={"epochs": epochs, "frozen_layers": frozen_layers, "method": "full" if full else "lora"},
+    )
+    retriever = open_retriever(index, docs, k)
+    with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
+        report = run_improve(
+            make_agent(chat, retriever, steps=steps, seconds=seconds, few_shot=few_shot, seed=seed),
+            asked,
+            out=out,
+            method=recipe,
+            eval=held_out,
+            seed=seed,
+            control=control,
+            concurrency=concurrency,
+            deadline=2 * seconds,
+            progress=True,
+        )
+    if json:
+        print_json(report.model_dump(mode="json"))
+        return
+    if report.arms:
+        stdout().print(report.table())
+    stdout().print(f"adapter: {report.adapter}\nreport:  {out / 'report.json'}", markup=False, soft_wrap=True)
+
+
+def _method(
+    name: str,
+    *,
+    generations: int,
+    pilot: int,
+    ranker: str,
+    samples: int,
+    temperature: float,
+    train: dict[str, Any],
+) -> ReST:
+    from ..selftrain.feedback import GoldRanker, LikelihoodRanker
+    from ..selftrain.pilot import Pilot
+    from ..selftrain.rest import ReST
+    from ..selftrain.trainer import TrainConfig
+
+    rankers = {"gold": GoldRanker, "likelihood": LikelihoodRanker}
+    if name != "rest":
+        raise RestillError(f"--method {name!r} is unknown; use rest")
+    if ranker not in rankers:
+        raise RestillError(f"--ranker {ranker!r} is unknown; use {' or '.join(rankers)}")
+    return ReST(
+        generations=generations,
+        samples=samples,
+        temperature=temperature,
+        ranker=rankers[ranker](),
+        pilot=Pilot(questions=pilot) if pilot else None,
+        train=TrainConfig(**train),
+    )
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, slash, second = text.partition("/")
+    if not slash or not first.isdigit() or not second.isdigit() or int(first) >= int(second):
+        raise RestillError(f"--shard {text!r}: write i/n with 0 <= i < n, such as 0/4")
+    return int(first), int(second)

@@ -1,0 +1,266 @@
+"""The command line, on a random model and a random encoder: what it prints, where, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from typer.testing import CliRunner
+
+from restill import Run
+from restill.cli import app
+from restill.models.testing import save_tiny, save_tiny_encoder
+
+COMMANDS = ["pull", "index", "ask", "rollout", "improve", "eval", "show", "world"]
+QUICK = ["--few-shot", "0", "--steps", "1", "--seconds", "60"]
+
+
+def run(*args, code=0, env=None):
+    """Run a command, check its exit code, return the result."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args], env=env)
+    assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+    assert "Traceback" not in result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, an index and questions; ``$RESTILL_HOME`` is inside."""
+    folder = tmp_path_factory.mktemp("cli")
+    save_tiny(folder / "model")
+    save_tiny_encoder(folder / "encoder")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "kestrel.md").write_text("# Kestrel\nThe Kestrel was built by Hallow Works.\n")
+    (folder / "docs" / "hallow.txt").write_text("Hallow Works was founded by Ada Brann.\n")
+    rows = [{"id": f"q{i}", "question": f"Who built engine {i}?", "answer": "Ada Brann"} for i in range(4)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESTILL_HOME", str(folder / "home"))
+        patch.setenv("RESTILL_MODEL", str(folder / "model"))
+        patch.setenv("RESTILL_INDEX", str(folder / "index"))
+        run("index", folder / "docs", "--out", folder / "index", "--encoder", folder / "encoder")
+        yield folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_a_command_does(command):
+    text = run(command, "--help").stdout
+    assert len(text.splitlines()) > 8 and "--" in text
+
+
+def test_the_root_lists_all_commands_and_the_version():
+    text = run("--help").stdout
+    assert all(command in text for command in COMMANDS)
+    assert run("--version").stdout.startswith("restill ")
+
+
+def test_index_reports_as_json(place):
+    args = ["index", place / "docs", "--out", place / "again", "--encoder", place / "encoder", "--json"]
+    report = json.loads(run(*args).stdout)
+    assert report["documents"] == 2 and report["passages"] == 2
+
+
+def test_ask_shows_every_step_and_the_status(place):
+    result = CliRunner().invoke(app, ["ask", "Who built it?", *QUICK])
+    assert "step 1" in result.stdout and "steps" in result.stdout
+    assert result.exit_code in (0, 1)
+
+
+def test_ask_as_json_is_one_object_and_repeats(place):
+    first, second = (CliRunner().invoke(app, ["ask", "Who built it?", *QUICK, "--json"]) for _ in range(2))
+    one, two = json.loads(first.stdout), json.loads(second.stdout)
+    assert one["status"] in ("answered", "budget")
+    assert one.get("answer") == two.get("answer")
+    assert (first.exit_code == 0) == ("answer" in one)
+
+
+def test_ask_reads_documents_into_memory(place, monkeypatch):
+    monkeypatch.setattr("restill.retrieval.retriever.DEFAULT_ENCODER", str(place / "encoder"))
+    monkeypatch.setattr("restill.commands.common.fetch", lambda names: {})
+    monkeypatch.delenv("RESTILL_INDEX")
+    result = CliRunner().invoke(app, ["ask", "Who?", "--docs", str(place / "docs"), *QUICK, "--json"])
+    assert json.loads(result.stdout)["trajectory"]["question"] == "Who?"
+
+
+def test_rollout_resumes_and_show_tells(place):
+    out = place / "run"
+    args = [
+        "rollout",
+        place / "questions.jsonl",
+        "--out",
+        out,
+        "--samples",
+        2,
+        "--temperature",
+        1.0,
+        *QUICK,
+        "--json",
+    ]
+    rows = json.loads(run(*args).stdout)
+    assert rows[0]["trajectories"] == 8
+    before = [t.to_json() for t in Run.open(out)]
+    run(*args)
+    assert [t.to_json() for t in Run.open(out)] == before
+
+    assert len(run("show", out, "--json").stdout.splitlines()) == 8
+    listed = run("show", out, "--limit", 3).stdout
+    name = next(iter(Run.open(out))).id
+    assert name in listed and "8 trajectories" in listed
+    assert "step 1" in run("show", out, name).stdout
+    assert len(run("show", out, "q1", "--json").stdout.splitlines()) == 2
+
+
+def test_shards_share_a_run(place):
+    out = place / "shards"
+    for shard in ("0/2", "1/2"):
+        run("rollout", place / "questions.jsonl", "--out", out, "--shard", shard, *QUICK)
+    assert len(Run.open(out)) == 4
+
+
+def test_eval_scores_and_keeps_its_run_at_home(place):
+    args = ["eval", place / "questions.jsonl", "--limit", 3, *QUICK]
+    report = json.loads(run(*args, "--json").stdout)
+    assert report["questions"] == 3 and 0 <= report["em"] <= 1
+    assert report["run"].startswith(str(place / "home"))
+    assert "exact match" in run(*args).stdout
+
+
+def test_world_is_the_same_for_the_same_seed(tmp_path):
+    args = ["--entities", 60, "--train", 20, "--heldout", 10, "--seed", 3]
+    counts = json.loads(run("world", "--out", tmp_path / "a", *args, "--json").stdout)
+    assert (counts["train"], counts["heldout"]) == (20, 10)
+    run("world", "--out", tmp_path / "b", *args)
+    for name in ("corpus.jsonl", "train.jsonl", "heldout.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_improve_trains_a_pilot_and_resumes(place, tmp_path):
+    run("world", "--out", tmp_path, "--entities", 60, "--train", 12, "--heldout", 4)
+    run("index", tmp_path / "corpus.jsonl", "--out", tmp_path / "index", "--encoder", place / "encoder")
+    args = [
+        "improve",
+        tmp_path / "train.jsonl",
+        "--out",
+        tmp_path / "job",
+        "--eval",
+        tmp_path / "heldout.jsonl",
+    ]
+    args += [
+        "--index",
+        tmp_path / "index",
+        "--generations",
+        0,
+        "--pilot",
+        6,
+        "--epochs",
+        1,
+        "--steps",
+        4,
+        "--json",
+    ]
+    report = json.loads(run(*args).stdout)
+    assert [arm["name"] for arm in report["arms"]] == ["base", "pilot"]
+    assert report["deltas"][0]["interval"] and json.loads(run(*args).stdout) == report
+    result = CliRunner().invoke(app, ["ask", "Who?", "--adapter", report["adapter"], *QUICK, "--json"])
+    assert json.loads(result.stdout)["trajectory"]["adapter"] == "adapter"
+
+
+def test_passages_in_square_brackets_are_not_taken_for_markup(place):
+    from rich.console import Console
+
+    from restill.agents.trajectory import Observation, Passage, Sample, Step
+    from restill.console import show_step
+
+    passages = [Passage(handle=n, doc_id=f"d{n}", chunk_id=f"d{n}#0", start=0, end=9) for n in (1, 2)]
+    text = "Observation: [1] A: see [2001] and [red]b[/red] [2] B: c"
+    step = Step(samples=[Sample(text="")], observation=Observation(status="ok", text=text, passages=passages))
+    screen = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    screen.print(show_step(step, 1))
+    shown = screen.export_text()
+    assert "[1] d1  A: see [2001] and [red]b[/red]" in shown and "[2] d2  B: c" in shown
+
+
+BAD = [
+    (["pull", "no-such-model"], "unknown model"),
+    (["index", "missing"], "no such file"),
+    (["index", "{empty}"], "no documents"),
+    (["ask", " "], "question is empty"),
+    (["ask", "Who?", "--model", "no-such-model"], "unknown model"),
+    (["ask", "Who?", "--adapter", "no-such-adapter"], "unknown adapter"),
+    (["ask", "Who?", "--precision", "int3"], "int3"),
+    (["ask", "Who?", "--index", "missing"], "missing"),
+    (["ask", "Who?", "--index", "{place}", "--docs", "{place}"], "exclude"),
+    (["ask", "Who?", "--model", "http://127.0.0.1:1/v1"], "#MODEL"),
+    (["ask", "Who?", "--model", "http://127.0.0.1:1/v1#m", "--adapter", "x"], "remote"),
+    (["rollout", "missing.jsonl", "--out", "{empty}/r"], "missing.jsonl"),
+    (["rollout", "{place}/questions.jsonl", "--out", "{empty}/r", "--shard", "2/2"], "--shard"),
+    (["rollout", "{place}/questions.jsonl", "--out", "{place}/questions.jsonl"], "is a file"),
+    (["eval", "{place}/docs/kestrel.md"], "not JSON"),
+    (["improve", "missing.jsonl", "--out", "{empty}/j"], "missing.jsonl"),
+    (["show", "missing"], "no run"),
+    (["world", "--out", "{empty}/w", "--entities", "10", "--train", "5000"], "entities"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), BAD, ids=[" ".join(args)[:40] for args, _ in BAD])
+def test_bad_input_is_one_clear_line(place, tmp_path, args, message):
+    args = [arg.format(place=place, empty=tmp_path) for arg in args]
+    result = run(*args, code=1)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0]
+
+
+def test_wrong_usage_exits_with_2():
+    run("ask", code=2)
+    run("rollout", "q.jsonl", code=2)
+    run("no-such-command", code=2)
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "open", interrupted)
+    assert "resume by running the same command" in run("show", "anything", code=130).stderr
+
+
+def test_a_file_system_error_names_the_file(monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device", "some/file")
+
+    monkeypatch.setattr(Run, "open", full)
+    assert "error: some/file: No space left on device" in run("show", "anything", code=1).stderr
+
+
+class _Scripted(BaseHTTPRequestHandler):
+    turns = [
+        'Thought: I search.\nAction: search {"query": "Kestrel"}',
+        'Thought: Found.\nAction: finish {"answer": "Hallow Works", "citations": [1]}',
+    ]
+
+    def do_POST(self):
+        messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
+        turn = _Scripted.turns["Observation:" in messages[-1]["content"]]
+        body = json.dumps({"choices": [{"message": {"content": turn}, "finish_reason": "stop"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_ask_works_with_a_remote_model(place):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Scripted)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        spec = f"http://127.0.0.1:{server.server_port}/v1#scripted"
+        result = json.loads(run("ask", "Who built the Kestrel?", "--model", spec, "--json").stdout)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert result["answer"] == "Hallow Works" and result["citations"]
+    assert result["trajectory"]["text_only"]
