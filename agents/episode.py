@@ -81,7 +81,9 @@ class Episode:
             else:
                 self._end("error", _describe(error))
         except Exception as error:  # of the model: tools turn theirs into results
-            self._end("error", well_formed(str(error)) if isinstance(error, RestillError) else _describe(error))
+            self._end(
+                "error", well_formed(str(error)) if isinstance(error, RestillError) else _describe(error)
+            )
         return self.trajectory()
 
     def trajectory(self) -> Trajectory:

@@ -79,8 +79,8 @@ def _take_lock(path: Path, *, wait: bool) -> int:
             if not wait or time.monotonic() > patience:
                 os.close(descriptor)
                 raise RestillError(
-                    f"another process is writing {path.with_suffix('.jsonl').name} in {path.parent}; "
-                    "wait for it, or give each process a shard of its own"
+                    f"another process is writing {path.stem} in {path.parent}; "
+                    "wait for it, or give each process a folder or shard of its own"
                 ) from None
             time.sleep(0.02)
 

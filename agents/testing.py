@@ -64,14 +64,19 @@ class ByteTokenizer:
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Text; bytes that are no UTF-8 become U+FFFD."""
-        return b"".join(b"" if skip_special and i > 255 else self.token_bytes(i) for i in ids).decode(
-            "utf-8", "replace"
-        )
+        out = bytearray()
+        for token in ids:
+            if token < 256:
+                out.append(token)
+            elif not skip_special:
+                out += self.token_bytes(token)
+        return out.decode("utf-8", "replace")
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one token."""
-        names = {token: name for name, token in self.special_tokens.items()}
-        return names[id].encode() if id > 255 else bytes([id])
+        if id < 256:
+            return bytes([id])
+        return list(self.special_tokens)[id - 256].encode()
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
         """ChatML."""

@@ -59,7 +59,7 @@ def ask(
     if not question.strip():
         raise RestillError("the question is empty; write what to find out")
     chosen = {"auto": starter_for(model), "none": None}.get(adapter or "none", adapter)
-    retriever = open_retriever(index, docs, k)
+    retriever = open_retriever(index, docs, k, progress=not json)
     with opened_model(model, chosen, precision, slots=1) as chat:
         agent = make_agent(
             chat,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -14,6 +14,7 @@ from ..models.errors import RestillError
 
 if TYPE_CHECKING:
     from ..agents.react import ReActAgent
+    from ..models.engine.engine import Precision
     from ..retrieval.retriever import Retriever
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -90,7 +91,8 @@ def opened_model(
         from ..models.chat import JaxChatModel
 
         fetch([spec])
-        model = JaxChatModel.from_pretrained(spec, adapter=adapter, precision=precision, slots=slots)
+        checked = cast("Precision", precision)  # an unknown one is refused with a list of those there are
+        model = JaxChatModel.from_pretrained(spec, adapter=adapter, precision=checked, slots=slots)
     try:
         yield model
     finally:
@@ -133,7 +135,9 @@ def starter_for(model: str) -> str | None:
     return STARTER
 
 
-def open_retriever(index: Path | None, docs: list[Path] | None, k: int) -> Retriever:
+def open_retriever(
+    index: Path | None, docs: list[Path] | None, k: int, *, progress: bool = True
+) -> Retriever:
     """The retriever that ``--index`` or ``--docs`` name.
 
     Raises:
@@ -146,7 +150,7 @@ def open_retriever(index: Path | None, docs: list[Path] | None, k: int) -> Retri
         if index is not None:
             raise RestillError("--docs and --index exclude each other; give one")
         fetch(["minilm"])
-        retriever = Retriever.from_path(*docs, k=k, progress=True)
+        retriever = Retriever.from_path(*docs, k=k, progress=progress)
         for warning in retriever.load_warnings:
             stderr().print(f"warning: {warning}", style="yellow", markup=False)
         return retriever

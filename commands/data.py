@@ -55,7 +55,7 @@ def index(
     from ..retrieval.retriever import Retriever
 
     fetch([encoder])
-    retriever = Retriever.from_path(*paths, encoder=encoder, chunk_tokens=chunk_tokens, progress=True)
+    retriever = Retriever.from_path(*paths, encoder=encoder, chunk_tokens=chunk_tokens, progress=not json)
     retriever.save(out)
     for warning in retriever.load_warnings:
         stderr().print(f"warning: {warning}", style="yellow", markup=False)

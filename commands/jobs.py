@@ -76,7 +76,7 @@ def rollout(
     from ..console import run_summary, stdout
 
     asked, part = read_questions(questions, limit=limit), _shard(shard)
-    retriever = open_retriever(index, docs, k)
+    retriever = open_retriever(index, docs, k, progress=not json)
     with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
         agent = make_agent(
             chat,
@@ -141,7 +141,7 @@ def evaluate(
     from ..models.home import home
 
     asked = read_questions(questions, limit=limit)
-    retriever = open_retriever(index, docs, k)
+    retriever = open_retriever(index, docs, k, progress=not json)
     with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
         agent = make_agent(
             chat,
@@ -234,7 +234,7 @@ def improve(
         temperature=temperature,
         train={"epochs": epochs, "frozen_layers": frozen_layers, "method": "full" if full else "lora"},
     )
-    retriever = open_retriever(index, docs, k)
+    retriever = open_retriever(index, docs, k, progress=not json)
     with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
         report = run_improve(
             make_agent(chat, retriever, steps=steps, seconds=seconds, few_shot=few_shot, seed=seed),

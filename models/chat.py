@@ -23,7 +23,7 @@ from .tool_calls import tool_grammar
 
 if TYPE_CHECKING:
     from .checkpoint.load import Checkpoint
-    from .engine.engine import Engine
+    from .engine.engine import Engine, Precision
     from .lora import AdapterInfo
     from .tokenizer import Tokenizer
 
@@ -76,7 +76,7 @@ class JaxChatModel(BaseChatModel):
         name_or_path: str | Path,
         *,
         adapter: str | Path | None = None,
-        precision: str = "auto",
+        precision: Precision = "auto",
         slots: int = 16,
         max_context: int = 2048,
         **defaults: Any,
@@ -107,7 +107,7 @@ class JaxChatModel(BaseChatModel):
         checkpoint: Checkpoint,
         *,
         adapter: str | Path | None = None,
-        precision: str = "auto",
+        precision: Precision = "auto",
         slots: int = 16,
         max_context: int = 2048,
         **defaults: Any,
@@ -163,7 +163,7 @@ class JaxChatModel(BaseChatModel):
         return min(self._parts.max_context, self._parts.checkpoint.config.max_positions)
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         """What the engine computes in; ``"auto"`` is resolved, so that logs tell what was used."""
         if self._parts.precision != "auto":
             return self._parts.precision

@@ -140,7 +140,7 @@ def _tool_calls(calls: Any, endpoint: Endpoint) -> tuple[list[dict[str, Any]], l
     return good, bad
 
 
-def _call_chunk(call: Mapping[str, Any]) -> dict[str, Any]:
+def _call_chunk(call: Mapping[str, Any]) -> Any:
     function = call.get("function") or {}
     return {
         "name": function.get("name"),

@@ -10,7 +10,7 @@ from .errors import RestillError
 
 if TYPE_CHECKING:
     from .checkpoint.load import Checkpoint
-    from .engine.engine import Engine
+    from .engine.engine import Engine, Precision
     from .lora import Adapter, AdapterInfo
 
 
@@ -33,7 +33,7 @@ class Serving:
         checkpoint: Checkpoint,
         *,
         adapter: Adapter | None = None,
-        precision: str = "auto",
+        precision: Precision = "auto",
         slots: int = 16,
         max_context: int = 2048,
     ) -> None:
@@ -42,7 +42,8 @@ class Serving:
         resolve_precision(precision)
         if adapter is not None:
             check_fits(adapter, checkpoint)
-        self.checkpoint, self.precision = checkpoint, precision
+        self.checkpoint = checkpoint
+        self.precision: Precision = precision
         self.slots, self.max_context = slots, max_context
         self._adapter, self._lock, self._engine = adapter, threading.Lock(), None
 

@@ -76,7 +76,7 @@ def tool_grammar(tools: Sequence[Mapping[str, Any]], choice: Any = None) -> str 
 
 
 def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = dict(function.get("parameters") or {"type": "object", "properties": {}})
+    arguments: dict[str, Any] = dict(function.get("parameters") or {"type": "object", "properties": {}})
     arguments.setdefault("additionalProperties", False)
     return {
         "type": "object",

@@ -37,7 +37,7 @@ def refuse(agent: ReActAgent, train: Sequence[Question], held_out: Sequence[Ques
     first = method.pilot.train or method.train if method.pilot is not None else method.train
     # Construct, so that a rank that does not fit is found now and not after hours of rollouts.
     checkpoint = model.checkpoint
-    start = None if own is None else own.path
+    start = None if own is None or method.start == "base" else own.path
     Trainer(checkpoint.config, checkpoint.params, first, start=start, tokenizer=checkpoint.tokenizer)
     if method.pilot is not None and not full and method.start == "previous":
         if (first.rank, first.alpha) != (method.train.rank, method.train.alpha):

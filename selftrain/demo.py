@@ -32,13 +32,11 @@ def recipe(**changes: Any) -> Any:
     from .rest import ReST
     from .trainer import TrainConfig
 
-    pilot = TrainConfig(lr=2e-3, epochs=1, rows=1, accumulate=1, frozen_layers=10)
-    grown = TrainConfig(lr=1e-3, epochs=1, rows=1, accumulate=1, frozen_layers=10)
+    shape = {"epochs": 1, "rows": 1, "row_length": 896, "accumulate": 1, "frozen_layers": 10}
+    pilot, grown = TrainConfig(lr=4e-3, **shape), TrainConfig(lr=2e-3, **shape)
     knobs: dict[str, Any] = {
-        "generations": 1,
         "samples": 2,
         "temperature": 0.7,
-        "keep_per_question": 1,
         "train": grown,
         "pilot": Pilot(questions=100, train=pilot),
     }

@@ -117,7 +117,7 @@ class _Improvement:
         method, agent = self.method, self.agent
         self._evaluate("base", "base", agent)
         own = agent.model.adapter
-        previous = None if own is None else Path(own.path)
+        previous = None if own is None or method.start == "base" else Path(own.path)
         pilot: Mixture | None = None
         if method.pilot is not None:
             pilot = self._pilot_mixture(method.pilot)

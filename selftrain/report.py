@@ -132,23 +132,14 @@ class Report(BaseModel):
             raise RestillError(f"{path} is no report: {str(error).splitlines()[0]}") from None
 
     def table(self) -> Table:
-        """Arms as a rich table, each with its difference to the arm before."""
+        """Arms as a rich table, each with its difference to the arm before; intervals below the values."""
+        from rich import box
         from rich.table import Table
 
-        table = Table(title=f"{self.held_out} held-out questions, 95 % intervals", title_justify="left")
-        columns = (
-            "arm",
-            "trained on",
-            "exact match",
-            "against",
-            "difference",
-            "F1",
-            "answered",
-            "forced",
-            "searches",
-        )
-        for column in columns:
-            table.add_column(column, justify="left" if column in ("arm", "against") else "right")
+        title = f"{self.held_out} held-out questions, 95 % intervals"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+        for column in ("arm", "examples", "exact match", "difference", "F1", "answered", "forced", "calls"):
+            table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
         for arm in self.arms:
             delta = next(
                 (d for d in reversed(self.deltas) if d.arm == arm.name and d.over != "control"), None
@@ -156,14 +147,16 @@ class Report(BaseModel):
             table.add_row(
                 arm.name,
                 "" if arm.trajectories is None else str(arm.trajectories),
-                f"{_percent(arm.em)} {_interval(arm.em_interval)}",
-                "" if delta is None else delta.over,
-                "" if delta is None else f"{100 * delta.em:+.1f} {_interval(delta.interval, signed=True)}",
+                f"{100 * arm.em:.1f} %\n{100 * arm.em_interval[0]:.1f} to {100 * arm.em_interval[1]:.1f}",
+                "" if delta is None else _difference(delta),
                 _percent(arm.f1),
                 _percent(arm.answered),
                 _percent(arm.forced),
                 f"{arm.searches:.2f}",
             )
+        for delta in self.deltas:
+            if delta.over == "control":
+                table.caption = f"{delta.arm} {_difference(delta).replace(chr(10), ', ')}"
         return table
 
 
@@ -178,9 +171,9 @@ def differences(arms: list[tuple[str, EvalReport]], pairs: list[tuple[str, str]]
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.0f} %"
 
 
-def _interval(interval: tuple[float, float], signed: bool = False) -> str:
-    style = "+.1f" if signed else ".1f"
-    return f"({100 * interval[0]:{style}} to {100 * interval[1]:{style}})"
+def _difference(delta: Delta) -> str:
+    low, high = (100 * end for end in delta.interval)
+    return f"{100 * delta.em:+.1f} over {delta.over}\n{low:+.1f} to {high:+.1f}"

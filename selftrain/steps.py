@@ -37,11 +37,13 @@ class TrainSteps:
         self._frozen = {name: jnp.asarray(leaf) for name, leaf in frozen.items()}
         self._sums: Any = None
         warm = round(train.warmup * total)
-        schedule = optax.warmup_cosine_decay_schedule(
+        self._rate = optax.warmup_cosine_decay_schedule(
             train.lr / (warm + 1), train.lr, warm, max(total, warm + 1), train.lr / 10
         )
         optimiser = optax.chain(
-            optax.clip_by_global_norm(train.clip), optax.adamw(schedule, weight_decay=train.weight_decay)
+            optax.clip_by_global_norm(train.clip),
+            optax.scale_by_adam(),
+            optax.add_decayed_weights(train.weight_decay),
         )
         self._optimiser = optimiser
 
@@ -72,11 +74,13 @@ class TrainSteps:
                 denominator + jnp.abs(batch["weights"]).sum(),
             )
 
-        def update(trained: Leaves, state: Any, sums: Any) -> Any:
+        # The rate is an argument, so that one program serves mixtures of any size.
+        def update(trained: Leaves, state: Any, sums: Any, rate: Array) -> Any:
             grads, total, denominator = sums
             grads = jax.tree.map(lambda g: g / denominator, grads)
             changes, state = optimiser.update(grads, state, trained)
-            return optax.apply_updates(trained, changes), state, total / denominator, optax.tree.norm(grads)
+            trained = jax.tree.map(lambda leaf, change: leaf - rate * change, trained, changes)
+            return trained, state, total / denominator, optax.tree.norm(grads)
 
         self._lower = jax.jit(lower)
         self._accumulate = jax.jit(accumulate, donate_argnums=0)
@@ -103,8 +107,12 @@ class TrainSteps:
         batch = {name: leaf for name, leaf in batch.items() if name != "tokens"}
         self._sums = self._accumulate(self._sums, trained, self._params, self._frozen, x, batch)
 
-    def update(self, trained: Leaves, state: Any) -> tuple[Any, Any, float, float]:
-        """One optimiser step on what was accumulated: new leaves, new state, mean loss, gradient norm."""
+    def update(self, trained: Leaves, state: Any, step: int) -> tuple[Any, Any, float, float]:
+        """Optimiser step number ``step`` (from 0) on what was accumulated.
+
+        Returns:
+            New leaves, new state, mean loss, gradient norm.
+        """
         sums, self._sums = self._sums, None
-        trained, state, loss, norm = self._update(trained, state, sums)
+        trained, state, loss, norm = self._update(trained, state, sums, np.float32(self._rate(step)))
         return trained, state, float(np.asarray(loss)), float(np.asarray(norm))

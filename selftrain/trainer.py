@@ -207,7 +207,7 @@ class Trainer:
                     part = chosen[at : at + train.rows]
                     steps.accumulate(trained, hidden.of(part), _batch(rows, part, train.rows))
                     seen += int((rows.segments[part] != PAD).sum())
-                trained, optimiser, loss, norm = steps.update(trained, optimiser)
+                trained, optimiser, loss, norm = steps.update(trained, optimiser, step)
                 now = time.monotonic()
                 speed = seen / max(now - started, 1e-9)
                 log.append({"step": step + 1, "epoch": epoch, "loss": loss, "grad_norm": norm})

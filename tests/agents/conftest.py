@@ -21,7 +21,10 @@ def search() -> Callable[[str], list[Hit]]:
 
     def search(query: str) -> list[Hit]:
         """Search the documents."""
-        return [make_hit("d1", "Rome", "Rome is a city."), make_hit("d2", "", f"A text about {query}.", start=7)]
+        return [
+            make_hit("d1", "Rome", "Rome is a city."),
+            make_hit("d2", "", f"A text about {query}.", start=7),
+        ]
 
     return search
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from restill.agents.budget import Budget
 from restill.agents.evaluate import (
     bootstrap_interval,
@@ -40,7 +41,9 @@ from restill.models.errors import RestillError
         ("b", [], 0, 0),
     ],
 )
-def test_scores_are_squads_and_hotpotqas(said: str | None, golds: list[str], em: float, overlap: float) -> None:
+def test_scores_are_squads_and_hotpotqas(
+    said: str | None, golds: list[str], em: float, overlap: float
+) -> None:
     assert exact_match(said, golds) == em
     assert f1(said, golds) == pytest.approx(overlap)
 
@@ -92,7 +95,9 @@ def test_a_report_counts_forced_answers_apart(tmp_path: Path, search) -> None:
     assert report.config["few_shot"] == 2 and report.missing == 0
     assert type(report).model_validate_json(report.model_dump_json()) == report
 
-    other = report.model_copy(update={"rows": [row.model_copy(update={"em": 0.0}) for row in report.rows[:2]]})
+    other = report.model_copy(
+        update={"rows": [row.model_copy(update={"em": 0.0}) for row in report.rows[:2]]}
+    )
     assert report.difference(other) == (1.0, (1.0, 1.0))
 
 

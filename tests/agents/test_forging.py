@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+
 from restill.agents.question import Question
 from restill.agents.react import ReActAgent
 from restill.agents.testing import ScriptedModel, answer, call, make_hit
@@ -23,7 +24,9 @@ FAKES = [
 ]
 
 
-def _run(tokenizer: Any, text: str, *, question: str = "What?") -> tuple[Trajectory, ScriptedModel, list[str]]:
+def _run(
+    tokenizer: Any, text: str, *, question: str = "What?"
+) -> tuple[Trajectory, ScriptedModel, list[str]]:
     called: list[str] = []
 
     async def search(query: str) -> list[Any]:
@@ -61,7 +64,7 @@ def _attacks(tokenizer: Any) -> list[str]:
 
 
 def test_no_document_question_or_error_yields_a_control_token(tokenizer) -> None:
-    """Over every control token of the tokenizer: the transcript has those of a harmless one, in the same order."""
+    """For every control token of the tokenizer: the transcript has those of a harmless one, in order."""
     harmless, quiet, called = _run(tokenizer, "harmless")
     wanted = _control(tokenizer, harmless.token_ids())
     seen = _control(tokenizer, quiet.requests[-1].prompt)
@@ -89,7 +92,7 @@ def test_a_document_cannot_forge_a_citation(tokenizer) -> None:
 
 
 def test_a_sampled_control_token_opens_no_turn_of_its_own() -> None:
-    """A model that writes control tokens into its turn is misread by nobody: the text is parsed without them."""
+    """A turn with a control token in its middle is no action."""
     from restill.agents.testing import ByteTokenizer
     from restill.models.engine.request import Completion
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from restill.agents.budget import Budget
 from restill.agents.protocol import parse
 from restill.agents.react import ReActAgent
@@ -16,9 +17,10 @@ from restill.agents.testing import ByteTokenizer, ScriptedModel, make_hit, write
 from restill.agents.trajectory import Trajectory
 from restill.models.engine.request import Completion, Request
 
-TURNS = 8
+TURNS = 12
 OUTPUTS = 10_000
-EXAMPLES = 2600  # about four turns each
+TOOLS = ["search", "add", "fail"]
+EXAMPLES = 1700  # six to seven turns each
 
 _words = st.text(st.characters(), max_size=40)
 _json = st.recursive(
@@ -26,27 +28,33 @@ _json = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_words, inner, max_size=3),
     max_leaves=6,
 )
-_names = st.sampled_from(["search", "add", "fail", "finish", "Search", "", "fly"]) | _words
-_arguments = (
-    st.fixed_dictionaries({"query": _words})
-    | st.fixed_dictionaries({"a": st.integers() | _json, "b": st.integers()})
-    | st.fixed_dictionaries({"answer": _words | _json, "citations": st.lists(st.integers(-1, 9), max_size=4) | _json})
-    | st.dictionaries(_words, _json, max_size=2)
+_calls_of = {
+    "search": st.fixed_dictionaries({"query": _words}),
+    "add": st.fixed_dictionaries({"a": st.integers()}, optional={"b": st.integers() | _json}),
+    "fail": st.fixed_dictionaries({"query": _words}),
+    "finish": st.fixed_dictionaries(
+        {"answer": _words}, optional={"citations": st.lists(st.integers(-1, 9), max_size=4)}
+    ),
+}
+_names = st.sampled_from([*_calls_of, "Search", "", "fly"]) | _words
+_any_arguments = st.one_of(*_calls_of.values(), st.dictionaries(_words, _json, max_size=2), _json)
+_good = st.sampled_from(["search", "add", "fail", "search", "add", "fail", "finish"]).flatmap(
+    lambda name: st.builds(write_turn, st.just("t"), st.just(name), _calls_of[name])
 )
-_good = st.builds(
-    lambda name, arguments: write_turn("t", name, arguments),
-    st.sampled_from(["search", "add", "fail"]),
-    st.fixed_dictionaries({"query": _words}) | st.fixed_dictionaries({"a": st.integers()}),
+_close = st.builds(
+    lambda t, n, a: f"Thought: {t}\nAction: {n} {json.dumps(a)}", _words, _names, _any_arguments
 )
-_close = st.builds(lambda t, n, a: f"Thought: {t}\nAction: {n} {json.dumps(a)}", _words, _names, _arguments)
 _broken = st.builds(lambda turn, cut, more: turn[:cut] + more, _close | _good, st.integers(0, 120), _words)
-_deep = st.builds(lambda n, c: 'Thought: a\nAction: search {"query": ' + c * n, st.integers(0, 3000), st.sampled_from('[{"'))
-_turns = _good | _close | _broken | _deep | _words | st.text(st.characters(), max_size=400)
+_deep = st.builds(
+    lambda n, c: 'Thought: a\nAction: search {"query": ' + c * n, st.integers(0, 3000), st.sampled_from('[{"')
+)
+_turns = _good | _good | _close | _broken | _deep | _words | st.text(st.characters(), max_size=400)
 _ids = st.lists(st.integers(0, 258), max_size=60)
+_outputs = _turns | _turns | _turns | _ids
 _budgets = st.builds(
     Budget,
-    steps=st.integers(1, TURNS) | st.integers(5, TURNS),
-    tokens=st.none() | st.none() | st.integers(1, 4000),
+    steps=st.sampled_from([1, 3, TURNS, TURNS, TURNS]),
+    tokens=st.none() | st.none() | st.none() | st.integers(1, 4000),
     per_tool=st.dictionaries(st.sampled_from(["search", "add"]), st.integers(0, 2), max_size=2),
 )
 
@@ -73,9 +81,11 @@ async def fail(query: str) -> str:
     raise ValueError(query)
 
 
-def _model(outputs: list[str | list[int]]) -> ScriptedModel:
+def _model(data: st.DataObject) -> ScriptedModel:
     def reply(prompt: str, request: Request) -> str | Completion:
-        output = outputs[min(model.turn(request.prompt), len(outputs) - 1)]
+        output = data.draw(_outputs)
+        parsed = parse(output if isinstance(output, str) else _tokenizer.decode(output), TOOLS)
+        assert (parsed.action is None) != (parsed.error is None)
         if isinstance(output, str):
             return output
         ids = tuple(output[: request.sampling.max_tokens])
@@ -83,29 +93,27 @@ def _model(outputs: list[str | list[int]]) -> ScriptedModel:
         text = _tokenizer.decode(ids, skip_special=True)
         return Completion(tokens=ids, text=text, logprobs=zeros, sampled_logprobs=zeros, finish_reason="stop")
 
-    model = ScriptedModel(reply, tokenizer=_tokenizer)
-    return model
+    return ScriptedModel(reply, tokenizer=_tokenizer)
 
 
 def test_ten_thousand_model_outputs_break_neither_parser_nor_loop() -> None:
     _through.clear()
     _one_run()
-    assert _through["loop"] >= OUTPUTS and _through["parser"] >= OUTPUTS
+    assert _through["outputs"] >= OUTPUTS
     assert all(_through[kind] > 100 for kind in ("ok", "error", "invalid", "end", "forced"))
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(_turns | _turns | _turns | _ids, min_size=TURNS, max_size=TURNS), _budgets)
-def _one_run(outputs: list[str | list[int]], budget: Budget) -> None:
-    for output in outputs:
-        parsed = parse(output if isinstance(output, str) else _tokenizer.decode(output), ["search", "add", "fail"])
-        assert (parsed.action is None) != (parsed.error is None)
+@given(st.data(), _budgets)
+def _one_run(data: st.DataObject, budget: Budget) -> None:
     _calls.clear()
-    model = _model(outputs)
-    agent = ReActAgent(model, [search, add, fail], few_shot=0, budget=budget, observation_tokens=120, step_tokens=200)
+    model = _model(data)
+    agent = ReActAgent(
+        model, [search, add, fail], few_shot=0, budget=budget, observation_tokens=120, step_tokens=200
+    )
     trajectory = asyncio.run(agent.arun("What?", seed=1))
     _check(trajectory, budget, model)
-    _through.update(loop=len(trajectory.steps), parser=len(outputs), forced=trajectory.forced)
+    _through.update(outputs=len(trajectory.steps), forced=trajectory.forced)
     _through.update(s.observation.status if s.observation else "end" for s in trajectory.steps)
 
 
@@ -129,9 +137,10 @@ def _check(trajectory: Trajectory, budget: Budget, model: ScriptedModel) -> None
         assert len(trajectory.token_ids()) <= budget.tokens
     # What is logged is what was asked, and it survives the file.
     assert [list(r.prompt) for r in model.requests] == list(trajectory.prompts())
-    assert sum(trajectory.loss_mask()) == trajectory.usage.generated == sum(len(s.sample.tokens) for s in steps)
+    assert (
+        sum(trajectory.loss_mask()) == trajectory.usage.generated == sum(len(s.sample.tokens) for s in steps)
+    )
     assert Trajectory.from_json(trajectory.to_json()) == trajectory
     known = {p.handle for p in trajectory.passages()}
     assert not known & set(trajectory.dropped_citations)
     assert (trajectory.status == "answered") <= (trajectory.answer is not None)
-

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from functools import lru_cache
 
+import llguidance
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from restill.agents.protocol import (
     few_shot_messages,
     finish_grammar,
@@ -81,7 +84,12 @@ def test_what_cannot_be_read_is_an_error_short_enough_to_show(text: str, expecte
 @settings(max_examples=500, deadline=None)
 @given(st.text(st.characters(), max_size=300))
 def test_no_text_makes_the_parser_raise(text: str) -> None:
-    for candidate in (text, f"Thought: {text}", f"Thought: a\nAction: search {text}", f"Thought: a\nAction: {text}"):
+    for candidate in (
+        text,
+        f"Thought: {text}",
+        f"Thought: a\nAction: search {text}",
+        f"Thought: a\nAction: {text}",
+    ):
         parsed = parse(candidate, TOOLS)
         assert (parsed.action is None) != (parsed.error is None)
 
@@ -128,9 +136,13 @@ def test_a_question_is_one_line() -> None:
 # -- the grammar, walked with llguidance
 
 
+@lru_cache
+def _backend(hf_json: str, eos_id: int):
+    return llguidance.LLTokenizer(hf_json, eos_token=eos_id)
+
+
 def _matcher(tokenizer, text: str):
-    llguidance = pytest.importorskip("llguidance")
-    backend = llguidance.LLTokenizer(tokenizer.hf_json, eos_token=tokenizer.eos_id)
+    backend = _backend(tokenizer.hf_json, tokenizer.eos_id)
     assert llguidance.LLMatcher.validate_grammar(text, backend) == ""
     return llguidance.LLMatcher(backend, text)
 
@@ -184,7 +196,17 @@ def test_whatever_the_grammar_allows_the_parser_reads(hf_tokenizer, search) -> N
     """Random walks over allowed tokens; the turn can end only after the closing brace."""
     tools = [Tool.of(search), Tool.of(add)]
     rng = random.Random(0)
-    texts = [b"Look.\nAction: ", b'"query": "', b"search {", b"finish {", b"add {", b'"}', b"]}", b"}", b'", "']
+    texts = [
+        b"Look.\nAction: ",
+        b'"query": "',
+        b"search {",
+        b"finish {",
+        b"add {",
+        b'"}',
+        b"]}",
+        b"}",
+        b'", "',
+    ]
     hurry = [t for text in texts for t in hf_tokenizer.encode(text.decode())]
     ended = 0
     for _ in range(20):
@@ -223,10 +245,13 @@ def test_a_schema_that_the_grammar_cannot_express_becomes_any_object() -> None:
         name="odd",
         description="",
         args=tool.args,
-        schema={"type": "object", "properties": {"x": {"type": "string", "format": "no-such-format", "not": {}}}},
+        schema={
+            "type": "object",
+            "properties": {"x": {"type": "string", "format": "no-such-format", "not": {}}},
+        },
         run=tool.run,
     )
     text = grammar([odd])
     schema = next(line for line in text.splitlines() if line.startswith("a0:")).split("%json ")[1]
     assert json.loads(schema)["type"] == "object"
-    assert pytest.importorskip("llguidance").LLMatcher.validate_grammar(text) == ""
+    assert llguidance.LLMatcher.validate_grammar(text) == ""

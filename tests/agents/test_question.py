@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from restill.agents.question import Question, read_questions, write_questions
 from restill.models.errors import RestillError
 
@@ -58,7 +59,11 @@ def test_questions_survive_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("", "no questions"), ('{"question": "a"}\n{', "line 2 is not JSON"), ('{"answer": "a"}', "line 1 is no question")],
+    [
+        ("", "no questions"),
+        ('{"question": "a"}\n{', "line 2 is not JSON"),
+        ('{"answer": "a"}', "line 1 is no question"),
+    ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
     file = tmp_path / "q.jsonl"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from restill.agents.run import Key, Run
 from restill.agents.trajectory import Sample, Step, Trajectory
 from restill.models.errors import RestillError
@@ -155,7 +156,11 @@ def test_the_summary_keeps_agents_apart(tmp_path: Path) -> None:
 
 def test_bad_paths_are_met_by_a_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for make_run, path in ((Run.open, tmp_path / "none"), (Run.open, tmp_path), (Run.create, tmp_path / "file")):
+    for make_run, path in (
+        (Run.open, tmp_path / "none"),
+        (Run.open, tmp_path),
+        (Run.create, tmp_path / "file"),
+    ):
         with pytest.raises(RestillError):
             make_run(path)
     (tmp_path / "run.json").write_text("{")

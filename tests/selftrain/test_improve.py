@@ -49,7 +49,7 @@ def search(query: str) -> str:
 
 
 class Trainable(ScriptedModel):
-    """Scripted, but with weights to train: it answers wrongly until it has an adapter, then more and more often."""
+    """Scripted, but with weights to train: wrong without an adapter, then right more and more often."""
 
     def __init__(self, adapter: Any = None, log: list[str] | None = None) -> None:
         self.checkpoint = tiny_checkpoint()

@@ -9,27 +9,28 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from restill.models.decoder import forward, init_params
+from restill.models.decoder import forward
 from restill.models.errors import RestillError
 from restill.models.lora import WEIGHTS, load_peft
 from restill.selftrain.checkpoint import Checkpoints, LossLog
 from restill.selftrain.mixture import Example, Mixture
 from restill.selftrain.trainer import TrainConfig, Trainer
 
-from .tiny import CONFIG, mixture
+from .tiny import CONFIG, mixture, padded, random_params
 
 QUICK = TrainConfig(rank=2, alpha=4.0, lr=0.02, epochs=2, rows=2, row_length=32, frozen_layers=1)
 
 
 @pytest.fixture(scope="module")
 def params() -> dict[str, np.ndarray]:
-    return {n: np.asarray(leaf) for n, leaf in init_params(CONFIG, jax.random.key(0), scale=0.2).items()}
+    return random_params()
 
 
 def _with(**changes: object) -> TrainConfig:
@@ -44,9 +45,11 @@ def test_training_lowers_the_loss_and_leaves_one_finished_folder(params: dict, t
     data = Mixture.of(
         Example(tokens=(1, *range(i, i + 12)), weights=(0.0, 0.0, *[1.0] * 11)) for i in range(20)
     )
-    out = Trainer(CONFIG, params, _with(epochs=12)).fit(data, out=tmp_path / "a", manifest={"base": "tiny"})
+    out = Trainer(CONFIG, params, _with(epochs=20, lr=0.05)).fit(
+        data, out=tmp_path / "a", manifest={"base": "tiny"}
+    )
     losses = _losses(out)
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["base"] == "tiny" and manifest["examples"] == 20 and manifest["steps"] == len(losses)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
@@ -56,21 +59,19 @@ def test_lower_layers_get_no_leaves_and_the_base_is_unchanged(params: dict, tmp_
     before = {n: leaf.copy() for n, leaf in params.items()}
     out = Trainer(CONFIG, params, QUICK).fit(mixture(), out=tmp_path / "a")
     adapter = load_peft(out)
-    assert {int(name.split(".")[1]) for name in adapter.leaves} == {1, 2}
+    assert {int(name.split(".")[1]) for name in adapter.leaves} == {1}
     assert all((adapter.leaves[n] != 0).any() for n in adapter.leaves)
     assert all((params[n] == before[n]).all() for n in before)
 
 
 def test_frozen_layers_of_an_adapter_to_continue_from_stay_as_they_are(params: dict, tmp_path: Path) -> None:
     first = Trainer(CONFIG, params, _with(frozen_layers=0)).fit(mixture(), out=tmp_path / "a")
-    second = Trainer(CONFIG, params, _with(frozen_layers=2), start=first).fit(
-        mixture(seed=1), out=tmp_path / "b"
-    )
+    second = Trainer(CONFIG, params, QUICK, start=first).fit(mixture(seed=1), out=tmp_path / "b")
     old, new = load_peft(first).leaves, load_peft(second).leaves
     assert set(old) == set(new)
     for name in old:
         same = (old[name] == new[name]).all()
-        assert same == (int(name.split(".")[1]) < 2), name
+        assert same == name.startswith("layers.0."), name
 
 
 def test_full_training_moves_only_the_upper_layers_and_opens_as_a_model(tmp_path: Path) -> None:
@@ -102,13 +103,11 @@ def test_the_loss_is_the_weighted_mean_of_the_base_model(params: dict, tmp_path:
     out = Trainer(CONFIG, params, _with(rows=8, accumulate=1, epochs=1, row_length=24)).fit(
         data, out=tmp_path / "a"
     )
-    total = weight = 0.0
-    for example in data:
-        logp = jax.nn.log_softmax(forward(CONFIG, params, np.asarray([example.tokens]))[0])
-        picked = logp[np.arange(len(example.tokens) - 1), np.asarray(example.tokens[1:])]
-        total -= float((picked * np.asarray(example.weights[1:])).sum())
-        weight += float(np.abs(example.weights).sum())
-    assert _losses(out)[0] == pytest.approx(total / weight, rel=1e-4)
+    tokens, weights = padded(data)
+    logp = jax.nn.log_softmax(jax.jit(lambda p, t: forward(CONFIG, p, t))(params, tokens))
+    picked = np.take_along_axis(np.asarray(logp)[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]
+    expected = -(picked * weights[:, 1:]).sum() / np.abs(weights).sum()
+    assert _losses(out)[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_finished_folder_is_returned_and_another_recipe_refused(params: dict, tmp_path: Path) -> None:
@@ -125,7 +124,7 @@ def test_a_finished_folder_is_returned_and_another_recipe_refused(params: dict, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"frozen_layers": 3}, "frozen_layers=3"),
+        ({"frozen_layers": 2}, "frozen_layers=2"),
         ({"rank": 0}, "rank=0"),
         ({"method": "dora"}, "dora"),
         ({"method": "full"}, "tokenizer"),
@@ -166,44 +165,42 @@ def test_a_torn_log_is_cut_back(tmp_path: Path) -> None:
 
 
 _SCRIPT = """
-import sys, jax, numpy as np
+import json, sys
 sys.path[:0] = sys.argv[2:]
-from restill.models.decoder import init_params
+from pathlib import Path
+import numpy as np
 from restill.models.config import DecoderConfig
 from restill.selftrain.mixture import Mixture
 from restill.selftrain.trainer import TrainConfig, Trainer
-from pathlib import Path
 where = Path(sys.argv[1])
-config = DecoderConfig(**__import__("json").loads((where / "config.json").read_text()))
-params = init_params(config, jax.random.key(0), scale=0.2)
-train = TrainConfig(rank=2, alpha=4.0, lr=0.02, epochs=40, rows=2, row_length=32, frozen_layers=1,
-checkpoint_steps=3) Trainer(config, params, train).fit(Mixture.load(where / "mixture.jsonl"), out=where /
-"killed")
+config = DecoderConfig(**json.loads((where / "config.json").read_text()))
+train = TrainConfig(**json.loads((where / "train.json").read_text()), checkpoint_steps=3)
+params = dict(np.load(where / "params.npz"))
+Trainer(config, params, train).fit(Mixture.load(where / "mixture.jsonl"), out=where / "killed")
 """
 
 
-def test_training_killed_at_random_steps_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    from dataclasses import asdict
-
+def test_training_killed_at_random_steps_ends_with_the_same_bytes(params: dict, tmp_path: Path) -> None:
+    train = _with(epochs=40)
     mixture(20).save(tmp_path / "mixture.jsonl")
+    np.savez(tmp_path / "params.npz", **params)
     (tmp_path / "config.json").write_text(json.dumps(asdict(CONFIG)))
+    (tmp_path / "train.json").write_text(json.dumps(train.recipe()))
     command = [sys.executable, "-c", _SCRIPT, str(tmp_path), *sys.path]
     environment = {**os.environ, "RESTILL_HOME": str(tmp_path / "home")}
-    log, rng, hit = tmp_path / "killed.training" / "train_log.jsonl", random.Random(0), []
+    log, rng, hit = LossLog(tmp_path / "killed.training" / "train_log.jsonl"), random.Random(0), [0]
     for _ in range(2):
-        wanted = (hit[-1] if hit else 0) + rng.randint(4, 30)
+        wanted = hit[-1] + rng.randint(4, 30)
         process = subprocess.Popen(command, env=environment)
         until = time.monotonic() + 120
-        while len(LossLog(log).rows()) < wanted and process.poll() is None and time.monotonic() < until:
+        while len(log.rows()) < wanted and process.poll() is None and time.monotonic() < until:
             time.sleep(0.005)
         assert process.poll() is None, "it ended before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
-        hit.append(len(LossLog(log).rows()))
-        assert Checkpoints(log.parent / "checkpoints").steps()
+        hit.append(len(log.rows()))
+        assert Checkpoints(log.path.parent / "checkpoints").steps()
     subprocess.run(command, env=environment, check=True)
-    params = init_params(CONFIG, jax.random.key(0), scale=0.2)
-    train = TrainConfig(rank=2, alpha=4.0, lr=0.02, epochs=40, rows=2, row_length=32, frozen_layers=1)
     whole = Trainer(CONFIG, params, train).fit(mixture(20), out=tmp_path / "whole")
     for name in (WEIGHTS, "train_log.jsonl", "manifest.json"):
         assert (whole / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), (name, hit)

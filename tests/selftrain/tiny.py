@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from restill.models.config import DecoderConfig
+from restill.models.decoder import param_shapes
 from restill.selftrain.mixture import Example, Mixture
 
 CONFIG = DecoderConfig(
-    vocab_size=96, hidden_size=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4, intermediate_size=24
+    vocab_size=96, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, intermediate_size=24
 )
 
 
@@ -28,3 +31,22 @@ def examples(count: int, *, seed: int = 0, longest: int = 24) -> list[Example]:
 def mixture(count: int = 12, *, seed: int = 0) -> Mixture:
     """A mixture of random sequences."""
     return Mixture.of(examples(count, seed=seed))
+
+
+def random_params(seed: int = 0) -> dict[str, np.ndarray]:
+    """Parameters of ``CONFIG``."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: np.ones(shape, np.float32)
+        if len(shape) == 1
+        else rng.normal(scale=0.25, size=shape).astype(np.float32)
+        for name, shape in param_shapes(CONFIG).items()
+    }
+
+
+def padded(listed: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and weights one example a row, zeros behind: the plain, unpacked form."""
+    length = max(len(e.tokens) for e in listed)
+    tokens = np.array([[*e.tokens, *[0] * (length - len(e.tokens))] for e in listed], np.int32)
+    weights = np.array([[*e.weights, *[0.0] * (length - len(e.tokens))] for e in listed], np.float32)
+    return tokens, weights
