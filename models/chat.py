@@ -18,7 +18,7 @@ from .engine.request import Completion, Request, Sampling
 from .errors import RestillError
 from .messages import to_message, to_turns
 from .serving import Serving
-from .streaming import in_thread, stream_request
+from .streaming import in_thread
 from .tool_calls import tool_grammar
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ class JaxChatModel(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         turn = self._request(messages, stop, kwargs)
         held: bool | None = None  # what may become a tool call is held back until it is whole
-        async for piece in stream_request(self.engine, turn.request):
+        async for piece in self.engine.astream(turn.request):
             if isinstance(piece, Completion):
                 message = self._message(turn, piece)
                 last = message.model_dump(include={"tool_calls", "usage_metadata", "response_metadata"})

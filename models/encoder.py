@@ -254,10 +254,11 @@ class _bar:
     def __init__(self, total: int, shown: bool) -> None:
         self._progress, self._total = None, total
         if shown:
+            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, transient=True)
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
 
     def __enter__(self) -> Any:
         if self._progress is None:

@@ -1,4 +1,4 @@
-"""Streams: a request's text as it is decoded, and an asynchronous stream read from ordinary code."""
+"""An asynchronous stream read from ordinary code."""
 
 from __future__ import annotations
 
@@ -6,34 +6,9 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from .engine.request import Completion, Request
-
-if TYPE_CHECKING:
-    from .engine.engine import Engine
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-
-async def stream_request(engine: Engine, request: Request) -> AsyncIterator[str | Completion]:
-    """Pieces of text as they come, then the whole completion; leaving early frees the request's slot."""
-    loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
-
-    def send(piece: str | None) -> None:
-        try:
-            loop.call_soon_threadsafe(pieces.put_nowait, piece)
-        except RuntimeError:  # the reader left and its loop is closed: nobody listens
-            pass
-
-    job = engine.submit(request, send)
-    job.future.add_done_callback(lambda _: send(None))
-    try:
-        while (piece := await pieces.get()) is not None:
-            yield piece
-        yield job.future.result()
-    finally:
-        job.future.cancel()
 
 
 def in_thread(start: Callable[[], AsyncIterator[T]]) -> Iterator[T]:

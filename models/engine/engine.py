@@ -7,6 +7,7 @@ remember yet, and decodes one token for all running slots per step. Requests joi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -127,15 +128,21 @@ class Engine:
         """Like ``generate`` for one request; cancelling the task frees its slot."""
         return await asyncio.wrap_future(self.submit(request).future)
 
-    async def astream(self, request: Request) -> AsyncIterator[str]:
-        """Text pieces of one request as they are decoded."""
+    async def astream(self, request: Request) -> AsyncIterator[str | Completion]:
+        """Pieces of text as they are decoded, then the whole completion; leaving early frees the slot."""
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
-        job = self.submit(request, lambda piece: loop.call_soon_threadsafe(pieces.put_nowait, piece))
-        job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(pieces.put_nowait, None))
+
+        def send(piece: str | None) -> None:
+            # The reader may have left and closed its loop: then nobody listens, and the batch must go on.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        job = self.submit(request, send)
+        job.future.add_done_callback(lambda _: send(None))
         try:
             while (piece := await pieces.get()) is not None:
                 yield piece
-            job.future.result()
+            yield job.future.result()
         finally:
             job.future.cancel()
 
