@@ -113,10 +113,14 @@ def load_peft(path: Path) -> Adapter:
     """
     for name in (WEIGHTS, CONFIG):
         if not (path / name).is_file():
-            raise RestillError(f"{path} is no adapter: {name} is missing; give a folder that holds {WEIGHTS} and {CONFIG}")
+            raise RestillError(
+                f"{path} is no adapter: {name} is missing; give a folder that holds {WEIGHTS} and {CONFIG}"
+            )
     config = json.loads((path / CONFIG).read_text())
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("rank_pattern"):
-        raise RestillError(f"{path / CONFIG} describes no plain LoRA (peft_type={config.get('peft_type')!r}); export one")
+        raise RestillError(
+            f"{path / CONFIG} describes no plain LoRA (peft_type={config.get('peft_type')!r}); export one"
+        )
     ours = {hf: name for name, hf in _HF_NAMES.items()}
     leaves: dict[str, np.ndarray] = {}
     for name, tensor in load_file(path / WEIGHTS).items():

@@ -17,7 +17,13 @@ from jax.sharding import PartitionSpec as P
 
 from .errors import RestillError
 
-RULES: Mapping[str, str | None] = {"vocab": "tensor", "embed": None, "heads": "tensor", "mlp": "tensor", "batch": "data"}
+RULES: Mapping[str, str | None] = {
+    "vocab": "tensor",
+    "embed": None,
+    "heads": "tensor",
+    "mlp": "tensor",
+    "batch": "data",
+}
 """Logical axis to mesh axis."""
 
 LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {

@@ -94,9 +94,15 @@ def demo(
     for result in better.batch([question.question for question in world.train[:3]]):
         console.print(show_trajectory(result.trajectory), "")
     console.print(report.table())
-    console.print(f"runs      {folder / 'job'}\nadapter   {report.adapter}\nreport    {folder / 'job' / 'report.json'}")
-    console.print(f"index     {folder / 'index'}\n\ntry: restill ask --index {folder / 'index'} --adapter {report.adapter} "
-                  f"{world.heldout[0].question!r}")  # fmt: skip
+    for name, path in {
+        "runs": folder / "job",
+        "report": folder / "job" / "report.json",
+        "adapter": report.adapter,
+        "index": folder / "index",
+    }.items():
+        console.print(f"{name:8}{path}")
+    question = world.heldout[0].question
+    console.print(f'\ntry: restill ask --index {folder / "index"} --adapter {report.adapter} "{question}"')
     stage("Done")
 
 

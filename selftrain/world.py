@@ -85,14 +85,14 @@ class World:
         by_title = {entity.title: entity for entity in people}
         asked = split(by_title, seed, *wanted, relations)
         if (len(asked.train), len(asked.heldout)) != (train, heldout):
+            enough = _enough(entities, seed, train, heldout, wanted, relations)
             raise RestillError(
                 f"{train} training and {heldout} held-out questions cannot be made about entities={entities}"
-                f"; use entities={_enough(entities, seed, train, heldout, wanted, relations)} or ask for fewer questions"
+                f"; use entities={enough} or ask for fewer questions"
             )
         rng = random.Random(f"restill-world text {seed}")
         documents = [
-            Document(id=_slug(e.title), title=e.title, text=describe(e, rng), metadata={"kind": e.kind})
-            for e in people
+            Document(id=_slug(e.title), title=e.title, text=describe(e, rng), metadata={"kind": e.kind}) for e in people
         ]
         rng.shuffle(documents)
         return cls(
@@ -134,9 +134,7 @@ class World:
         folder = Path(path)
         for name in ("world.json", "corpus.jsonl", "train.jsonl", "heldout.jsonl"):
             if not (folder / name).is_file():
-                raise RestillError(
-                    f"{str(folder)!r} holds no World: {name} is missing; write one with World.save"
-                )
+                raise RestillError(f"{str(folder)!r} holds no World: {name} is missing; write one with World.save")
         try:
             world = json.loads((folder / "world.json").read_text(encoding="utf-8"))
             if (world["format"], world["version"]) != ("restill-world", WORLD_VERSION):
@@ -153,9 +151,7 @@ class World:
             name: read_questions(folder / name) if (folder / name).stat().st_size else []
             for name in ("train.jsonl", "heldout.jsonl")
         }
-        return cls(
-            documents, questions["train.jsonl"], questions["heldout.jsonl"], facts, world["parameters"]
-        )
+        return cls(documents, questions["train.jsonl"], questions["heldout.jsonl"], facts, world["parameters"])
 
     def swap(self, question: Question, seed: int = 0) -> tuple[list[Document], str]:
         """The documents of a world in which another answer is true, and that answer.
@@ -171,9 +167,7 @@ class World:
         relation = plan[-1].get("relation")
         kinds = {document.title: document.metadata.get("kind") for document in self.documents}
         if plan[0].get("entity") not in kinds or relation not in RELATIONS:
-            raise RestillError(
-                f"question {question.id!r} is not about this World; swap takes its own questions"
-            )
+            raise RestillError(f"question {question.id!r} is not about this World; swap takes its own questions")
         rng = random.Random(f"restill-world swap {self.parameters.get('seed')} {question.id} {seed}")
         kind = RELATIONS[relation].object
         if kind in VALUES:
@@ -185,8 +179,7 @@ class World:
             only = {document.id for document in self.documents}
         pattern = re.compile(rf"\b{re.escape(answer)}\b")
         return [
-            _replaced(document, pattern, fresh) if document.id in only else document
-            for document in self.documents
+            _replaced(document, pattern, fresh) if document.id in only else document for document in self.documents
         ], fresh
 
 
@@ -207,9 +200,7 @@ def _check(train: int, heldout: int, hops: Mapping[int, float]) -> dict[int, flo
         raise RestillError(f"train={train}, heldout={heldout}: a number of questions cannot be negative")
     shares = {int(length): float(share) for length, share in hops.items() if share}
     if not shares or min(shares.values()) < 0 or not set(shares) <= set(range(1, MOST_HOPS + 1)):
-        raise RestillError(
-            f"hops={dict(hops)} must give shares above 0 to numbers of hops from 1 to {MOST_HOPS}"
-        )
+        raise RestillError(f"hops={dict(hops)} must give shares above 0 to numbers of hops from 1 to {MOST_HOPS}")
     return shares
 
 
@@ -236,7 +227,9 @@ def _enough(
         made = split({e.title: e for e in build(entities, seed)}, seed, *wanted, relations)
         if (len(made.train), len(made.heldout)) == (train, heldout):
             return entities
-    raise RestillError(f"{train} + {heldout} questions cannot be made of relations={list(relations)}; name more of them")
+    raise RestillError(
+        f"{train} + {heldout} questions cannot be made of relations={list(relations)}; name more of them"
+    )
 
 
 def _question(entities: Mapping[str, Entity], asked: Asked, name: str) -> Question:

@@ -36,9 +36,7 @@ class Split(NamedTuple):
     heldout: list[Asked]
 
 
-def instances(
-    entities: Mapping[str, Entity], hops: int, relations: Container[str] = RELATIONS
-) -> Iterator[Instance]:
+def instances(entities: Mapping[str, Entity], hops: int, relations: Container[str] = RELATIONS) -> Iterator[Instance]:
     """Every composition of ``hops`` of the ``relations`` that can only be answered by following it.
 
     No relation and no entity comes twice. A document of the chain names the next entity and none of those
@@ -49,9 +47,7 @@ def instances(
         yield from _walk(entities, hops, relations, Instance((), (start.title,)))
 
 
-def _walk(
-    entities: Mapping[str, Entity], hops: int, relations: Container[str], so_far: Instance
-) -> Iterator[Instance]:
+def _walk(entities: Mapping[str, Entity], hops: int, relations: Container[str], so_far: Instance) -> Iterator[Instance]:
     here = entities[so_far.path[-1]]
     for relation in OF_KIND[here.kind]:
         target = here.facts.get(relation.name)
@@ -120,9 +116,7 @@ def split(
             pools[0].append(members[cut:])
         for side in (1, 0):
             chosen = _draw(pools[side], wanted[side], answers[side], caps[side], rng)
-            made[side].extend(
-                ask(entities, instance, rng.randrange(12), heldout=bool(side)) for instance in chosen
-            )
+            made[side].extend(ask(entities, instance, rng.randrange(12), heldout=bool(side)) for instance in chosen)
     for asked in made:
         rng.shuffle(asked)
     return made

@@ -24,7 +24,9 @@ PROMPTS = [tuple(range(3, 3 + n)) for n in (1, 5, 17, 40, 90)]
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer) -> Iterator[Engine]:
+def engine(
+    tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer
+) -> Iterator[Engine]:
     engine = Engine(tiny_config, tiny_params, tiny_tokenizer, slots=4, max_context=512)
     yield engine
     engine.close()
@@ -73,7 +75,9 @@ def test_reported_log_probabilities_are_those_of_score(engine: Engine) -> None:
 
 def test_the_same_seed_draws_the_same_tokens_and_another_seed_others(engine: Engine) -> None:
     def draw(seed: int) -> tuple[int, ...]:
-        return ask(engine, Request(prompt=PROMPTS[1], sampling=Sampling(temperature=1.0, max_tokens=16), seed=seed))[0].tokens
+        return ask(engine, Request(prompt=PROMPTS[1], sampling=Sampling(temperature=1.0, max_tokens=16), seed=seed))[
+            0
+        ].tokens
 
     assert draw(1) == draw(1) != draw(2)
 
