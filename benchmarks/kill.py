@@ -1,0 +1,148 @@
+"""Kill -9 at random moments: is anything lost, changed or done twice?
+
+Rollout: killed N times; every finished trajectory must stay byte for byte where it was, no key may finish twice, and
+what is redone must carry the seed it would have had. Training: killed N times; the adapter must equal, bit for bit,
+that of a run nobody touched. Moments are drawn uniformly over an untouched run's duration.
+
+    python benchmarks/kill.py --out runs/kill
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from restill.models.home import enable_compile_cache
+from restill.selftrain.demo import ENCODER, MODEL, WORLD
+
+
+def work(phase: str, out: Path, questions: int) -> None:
+    """The child process: one rollout or one training, resumed if begun."""
+    from restill import Budget, JaxChatModel, ReActAgent, Retriever, World, rollout
+    from restill.models.checkpoint.load import load_decoder
+    from restill.selftrain.expert import ExpertModel
+    from restill.selftrain.mixture import Mixture
+    from restill.selftrain.trainer import TrainConfig, Trainer
+
+    enable_compile_cache()
+    world = World.generate(seed=5, **{**WORLD, "train": questions, "heldout": 10})
+    if phase == "rollout":
+        retriever = Retriever.from_documents(world.documents, encoder=ENCODER, k=2)
+        agent = ReActAgent(JaxChatModel.from_pretrained(MODEL), [retriever.as_tool()], budget=Budget(steps=2))
+        rollout(agent.replace(temperature=0.7, few_shot=1), world.train, out=out / "run", deadline=None)
+        return
+    path = out / "mixture.jsonl"
+    checkpoint = load_decoder(MODEL)
+    if not path.exists():
+        retriever = Retriever.from_documents(world.documents, encoder=ENCODER, k=2)
+        expert = ReActAgent(ExpertModel(checkpoint.tokenizer, world.train), [retriever.as_tool()], few_shot=0)
+        Mixture.from_trajectories(rollout(expert, world.train, out=out / "pilot")).save(path)
+        return
+    train = TrainConfig(rows=1, row_length=896, frozen_layers=20, accumulate=1, checkpoint_steps=4)
+    Trainer(checkpoint.config, checkpoint.params, train).fit(Mixture.load(path), out=out / "adapter")
+
+
+def child(phase: str, out: Path, questions: int) -> subprocess.Popen[bytes]:
+    """Start the child."""
+    command = [sys.executable, __file__, "--child", phase, "--out", str(out), "--questions", str(questions)]
+    return subprocess.Popen(command)
+
+
+def run_killed(phase: str, out: Path, questions: int, times: list[float], after: Callable[[], str]) -> None:
+    """Start the child, kill it after each of ``times``, then let it end; ``after`` looks at the disk."""
+    for seconds in times:
+        process = child(phase, out, questions)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        print(f"{phase} killed at {seconds:.1f} s: {after()}", flush=True)
+    if child(phase, out, questions).wait() != 0:
+        raise SystemExit(f"{phase} did not recover")
+
+
+def check_rollout(out: Path, kills: int, questions: int, rng: random.Random) -> list[str]:
+    """What went wrong with a rollout killed so often."""
+    wrong = []
+    started = time.monotonic()
+    child("rollout", out / "whole", questions).wait()
+    span = time.monotonic() - started
+    log = out / "killed" / "run" / "trajectories-0-of-1.jsonl"
+    kept: list[bytes] = []
+
+    def after() -> str:
+        lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
+        if lines[: len(kept)] != kept:
+            wrong.append("a finished trajectory was lost or changed")
+        kept[:] = lines
+        return f"{len(kept)} trajectories on disk"
+
+    run_killed("rollout", out / "killed", questions, [rng.uniform(0, span) for _ in range(kills)], after)
+    rows = [json.loads(line) for line in log.read_bytes().splitlines()]
+    whole = [json.loads(line) for line in (out / "whole" / "run" / log.name).read_bytes().splitlines()]
+    finished = Counter(r["question_key"] for r in rows if r["status"] in ("answered", "budget"))
+    if set(finished.values()) != {1} or len(finished) != questions:
+        wrong.append(f"{questions} questions, finished {dict(Counter(finished.values()))} times")
+    if {(r["question_key"], r["seed"]) for r in rows} != {(r["question_key"], r["seed"]) for r in whole}:
+        wrong.append("a redone trajectory has another seed")
+    return wrong
+
+
+def check_training(out: Path, kills: int, questions: int, rng: random.Random) -> list[str]:
+    """What went wrong with a training killed so often."""
+    whole, killed = out / "whole-training", out / "killed-training"
+    for folder in (whole, killed):
+        child("train", folder, questions).wait()  # the first run makes the mixture
+    started = time.monotonic()
+    child("train", whole, questions).wait()
+    span = time.monotonic() - started
+
+    def after() -> str:
+        if (killed / "adapter").is_dir():
+            return "finished"
+        log = killed / "adapter.training" / "train_log.jsonl"
+        return f"{len(log.read_bytes().splitlines()) if log.exists() else 0} steps logged"
+
+    run_killed("train", killed, questions, [rng.uniform(0, span) for _ in range(kills)], after)
+    weights = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (whole, killed)]
+    return [] if weights[0] == weights[1] else ["the killed training ended with another adapter"]
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder to work in; emptied.")] = Path("runs/kill"),
+    kills: Annotated[int, typer.Option(help="Kills in each phase.")] = 10,
+    questions: Annotated[int, typer.Option(help="Questions of the job.")] = 24,
+    quick: Annotated[bool, typer.Option("--quick", help="Two kills, 8 questions.")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the measures here, flat.")] = None,
+    child_phase: Annotated[str | None, typer.Option("--child", hidden=True)] = None,
+) -> None:
+    """Kill, resume, compare; exits with 1 where anything differs."""
+    if child_phase:
+        return work(child_phase, out, questions)
+    if quick:
+        kills, questions = 2, 8
+    shutil.rmtree(out, ignore_errors=True)
+    rng = random.Random(0)
+    wrong = [*check_rollout(out, kills, questions, rng), *check_training(out, kills, questions, rng)]
+    print(
+        "\n".join(wrong) or f"{kills} + {kills} kills: nothing lost, changed or done twice; adapters equal bit for bit"
+    )
+    if json_out:
+        json_out.write_text(json.dumps({"kills": 2 * kills, "wrong": len(wrong)}))
+    raise SystemExit(bool(wrong))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,57 @@
+"""The scripted expert goes through the real loop and ends with the right answer, citing what it read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from restill.agents.question import Question
+from restill.agents.react import ReActAgent
+from restill.agents.rollout import rollout
+from restill.agents.testing import ByteTokenizer
+from restill.models.errors import RestillError
+from restill.retrieval.types import Chunk, Hit
+from restill.selftrain.expert import ExpertModel, gold_script
+from restill.selftrain.world import World
+
+
+def reader(world: World):  # type: ignore[no-untyped-def]
+    """A search tool that finds the documents whose titles the query names."""
+
+    chunks = [
+        Chunk(chunk_id=d.id, doc_id=d.id, title=d.title, text=d.text, start=0, end=len(d.text), content_hash=d.id)
+        for d in world.documents
+    ]
+
+    def search(query: str) -> list[Hit]:
+        """Find passages."""
+        return [Hit(chunk=chunk, score=1.0) for chunk in chunks if chunk.title in query]
+
+    return search
+
+
+def test_on_a_world_the_expert_is_right_and_cites_every_document_of_the_chain(tmp_path: Path) -> None:
+    world = World.generate(entities=100, train=30, heldout=10)
+    agent = ReActAgent(ExpertModel(ByteTokenizer(), world.train), [reader(world)], few_shot=0, observation_tokens=4000)
+    by_key = {q.key: q for q in world.train}
+    for trajectory in rollout(agent, world.train, out=tmp_path / "run"):
+        question = by_key[trajectory.question_key]
+        assert trajectory.answer == question.answers[0]
+        assert [c.doc_id for c in trajectory.citations] == question.gold
+        prompt = ByteTokenizer().decode(trajectory.token_ids()).split("<|im_start|>assistant")[0]
+        assert question.answers[0] not in prompt and "Plan:" not in prompt
+
+
+def test_a_labelled_question_is_looked_up_by_its_titles_the_named_one_first() -> None:
+    question = Question(
+        id="q", question="Who directed Ed Wood?", answers=["Tim Burton"], gold_titles=["Tim Burton", "Ed Wood (film)"]
+    )
+    turns = gold_script(question, {"Tim Burton": 3, "Ed Wood (film)": 1})
+    assert [t[2] for t in turns[:2]] == [{"query": "Ed Wood (film)"}, {"query": "Tim Burton"}]
+    assert turns[-1][1:] == ("finish", {"answer": "Tim Burton", "citations": [1, 3]})
+
+
+def test_without_titles_or_answers_there_is_no_expert() -> None:
+    with pytest.raises(RestillError, match="gold_titles"):
+        gold_script(Question(id="q", question="Why?", answers=["so"]), {})
