@@ -39,7 +39,7 @@ def main(
     for question in questions:
         documents, answer = world.swap(question)
         retriever = Retriever.from_documents(documents, encoder=encoder, k=2)
-        agent = ReActAgent(model, tools=[retriever.as_tool()], budget=Budget(steps=5))
+        agent = ReActAgent(model, tools=[retriever.as_tool()], budget=Budget(steps=5, seconds=None))
         said = agent.invoke(question.question).answer
         changed.append(1.0 - exact_match(said, question.answers))
         followed.append(exact_match(said, [answer]))

@@ -36,7 +36,7 @@ def run_seed(seed: int, out: Path, heldout: int, train: int) -> dict[str, EvalRe
         Retriever.from_documents(world.documents, encoder=ENCODER, k=2, progress=True).save(index)
     retriever = Retriever.open(index, k=2)
     model = JaxChatModel.from_pretrained(MODEL, slots=32)
-    agent = ReActAgent(model, tools=[retriever.as_tool()], budget=Budget(steps=5))
+    agent = ReActAgent(model, tools=[retriever.as_tool()], budget=Budget(steps=5, seconds=None))
     improve(
         agent, world.train, out=folder / "job", method=recipe(), eval=world.heldout, seed=seed, control=True,
         deadline=None, progress=True,

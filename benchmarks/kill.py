@@ -39,7 +39,9 @@ def work(phase: str, out: Path, questions: int) -> None:
     world = World.generate(seed=5, **{**WORLD, "train": questions, "heldout": 10})
     if phase == "rollout":
         retriever = Retriever.from_documents(world.documents, encoder=ENCODER, k=2)
-        agent = ReActAgent(JaxChatModel.from_pretrained(MODEL), [retriever.as_tool()], budget=Budget(steps=2))
+        agent = ReActAgent(
+            JaxChatModel.from_pretrained(MODEL), [retriever.as_tool()], budget=Budget(steps=2, seconds=None)
+        )
         rollout(agent.replace(temperature=0.7, few_shot=1), world.train, out=out / "run", deadline=None)
         return
     path = out / "mixture.jsonl"

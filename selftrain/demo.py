@@ -78,7 +78,7 @@ def demo(
     console.print(f"  {len(world.documents)} documents, {len(world.train)} + {len(world.heldout)} questions: {folder}")
 
     model = JaxChatModel.from_pretrained(MODEL)
-    agent = ReActAgent(model, tools=[retriever.as_tool()], budget=Budget(steps=5))
+    agent = ReActAgent(model, tools=[retriever.as_tool()], budget=Budget(steps=5, seconds=None))
     stage("The agent before any training")
     for result in agent.batch([question.question for question in world.train[:3]]):
         console.print(show_trajectory(result.trajectory), "")

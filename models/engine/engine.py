@@ -7,9 +7,11 @@ remember yet, and decodes one token for all running slots per step. Requests joi
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -111,6 +113,8 @@ class Engine:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="restill-engine", daemon=True)
                 self._thread.start()
+                # A thread inside XLA at interpreter exit aborts the process.
+                atexit.register(_close_at_exit, weakref.ref(self))
             self._waiting.append(job)
             self._wake.notify()
         return job
@@ -305,3 +309,8 @@ class Engine:
         for job in jobs:
             if not job.future.done():
                 job.future.set_exception(error)
+
+
+def _close_at_exit(engine: weakref.ref[Engine]) -> None:
+    if (alive := engine()) is not None:
+        alive.close()

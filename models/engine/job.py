@@ -44,7 +44,8 @@ class Job:
             self._text = tokenizer.decode(self.tokens, skip_special=True)
             ended = self._cut_at_stop() or ended
             self._stream(final=ended)
-        if ended or (self.matcher is not None and self.matcher.is_stopped()):
+        # A finished grammar still lets the end-of-turn token be drawn: adapters must see it to learn to end a turn.
+        if ended or (self.matcher is not None and self.matcher.is_error()):
             return "stop"
         return "length" if len(self.tokens) >= self.max_tokens else None
 

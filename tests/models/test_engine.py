@@ -108,6 +108,7 @@ def test_a_grammar_is_followed_at_any_temperature(engine: Engine) -> None:
     for done in ask(engine, *requests):
         assert done.finish_reason == "stop"
         assert done.text.startswith("Action: ") and done.text.endswith("}")
+        assert done.tokens[-1] == engine.tokenizer.eos_id
     with pytest.raises(RestillError, match="grammar"):
         ask(engine, greedy(PROMPTS[0], grammar="start: ("))
 
