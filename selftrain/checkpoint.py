@@ -51,8 +51,7 @@ class Checkpoints:
             loaded = _orbax().load(path, abstract)
         except (ValueError, KeyError, OSError) as error:
             raise RestillError(
-                f"{path} cannot be read ({str(error).splitlines()[0]:.120}); "
-                "delete it to go on from an older one"
+                f"{path} cannot be read ({str(error).splitlines()[0]:.120}); delete it to go on from an older one"
             ) from None
         values = [loaded["optimiser"][str(i)] for i in range(len(abstract["optimiser"]))]
         return dict(loaded["leaves"]), jax.tree.unflatten(jax.tree.structure(optimiser), values)

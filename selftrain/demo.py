@@ -18,7 +18,7 @@ RELATIONS = (
 )  # fmt: skip
 WORLD: dict[str, Any] = {
     "entities": 250,
-    "train": 200,
+    "train": 120,
     "heldout": 100,
     "hops": {1: 0.2, 2: 0.8},
     "relations": RELATIONS,
@@ -32,7 +32,7 @@ def recipe(**changes: Any) -> Any:
     from .rest import ReST
     from .trainer import TrainConfig
 
-    shape = {"epochs": 1, "rows": 1, "row_length": 896, "accumulate": 1, "frozen_layers": 10}
+    shape = {"epochs": 1, "rows": 1, "row_length": 512, "accumulate": 1, "frozen_layers": 10}
     pilot, grown = TrainConfig(lr=4e-3, **shape), TrainConfig(lr=2e-3, **shape)
     knobs: dict[str, Any] = {
         "samples": 2,

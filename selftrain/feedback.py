@@ -120,9 +120,7 @@ class LikelihoodRanker:
                 scores.append(VETO)
                 continue
             said = normalise(trajectory.answer or "")
-            same = sum(
-                w for w, t in zip(weight, candidates, strict=True) if w and normalise(t.answer or "") == said
-            )
+            same = sum(w for w, t in zip(weight, candidates, strict=True) if w and normalise(t.answer or "") == said)
             score = self.answer * part.answer + self.path * part.path
             score += self.agreement * math.log(max(same / (sum(weight) or 1.0), 1e-6))
             if self.evidence:
@@ -133,9 +131,7 @@ class LikelihoodRanker:
     def _parts(self, trajectory: Trajectory) -> _Parts:
         last = trajectory.steps[-1].sample
         if trajectory.text_only or len(last.logprobs) != len(last.tokens) or not last.tokens:
-            raise RestillError(
-                f"trajectory {trajectory.id} has no log-probabilities; roll out with a JaxChatModel"
-            )
+            raise RestillError(f"trajectory {trajectory.id} has no log-probabilities; roll out with a JaxChatModel")
         start, end = answer_span(self.model.tokenizer, last.tokens, trajectory.answer or "")
         own = [p for step in trajectory.steps[:-1] for p in step.sample.logprobs]
         own += last.logprobs[:start] + last.logprobs[end:]
@@ -179,9 +175,7 @@ def answer_span(tokenizer: ChatTokenizer, tokens: Sequence[int], answer: str) ->
     ends, text = [], b""
     for token in tokens:
         text += (
-            tokenizer.decode([token]).encode()
-            if not hasattr(tokenizer, "token_bytes")
-            else _bytes(tokenizer, token)
+            tokenizer.decode([token]).encode() if not hasattr(tokenizer, "token_bytes") else _bytes(tokenizer, token)
         )
         ends.append(len(text))
     at = max((match.end() for match in _KEY.finditer(text)), default=-1)

@@ -85,9 +85,7 @@ def improve(
     }
     job = Job(Path(out), settings)
     with job.lock():
-        write_json(
-            job.out / "questions.json", {"train": [q.key for q in train], "eval": [q.key for q in held_out]}
-        )
+        write_json(job.out / "questions.json", {"train": [q.key for q in train], "eval": [q.key for q in held_out]})
         options = {"concurrency": concurrency, "deadline": deadline, "progress": progress}
         return _Improvement(job, agent, train, held_out, method, seed, eval_samples, options).run(control)
 
@@ -171,9 +169,7 @@ class _Improvement:
 
         return self._mixture("pilot", run, content, right, None)
 
-    def _control(
-        self, run: Run, content: str, count: int, start: Path | None, replayed: Mixture | None
-    ) -> None:
+    def _control(self, run: Run, content: str, count: int, start: Path | None, replayed: Mixture | None) -> None:
         def blindly(trajectories: list[Trajectory]) -> list[Kept]:
             return select_random(trajectories, count, seed=self.seed)
 
@@ -195,9 +191,7 @@ class _Improvement:
             keep_share=method.keep_share,
         )
 
-    def _rollout(
-        self, name: str, agent: ReActAgent, questions: Sequence[Question], samples: int
-    ) -> tuple[Run, str]:
+    def _rollout(self, name: str, agent: ReActAgent, questions: Sequence[Question], samples: int) -> tuple[Run, str]:
         folder, seed = self.job.out / name / "rollout", _seed(self.seed, name)
         inputs = {
             "agent": agent.fingerprint,
@@ -233,9 +227,7 @@ class _Improvement:
 
         def work() -> dict[str, Any]:
             kept = choose(list(run))
-            rows = [
-                {"trajectory": k.trajectory.id, "key": list(k.trajectory.key), "score": k.score} for k in kept
-            ]
+            rows = [{"trajectory": k.trajectory.id, "key": list(k.trajectory.key), "score": k.score} for k in kept]
             mixture = Mixture.from_trajectories([k.trajectory for k in kept], scores=[k.score for k in kept])
             if not mixture:
                 raise RestillError(
@@ -325,9 +317,7 @@ class _Improvement:
             }
             if adapter is not None:
                 facts = read_json(adapter / "manifest.json") or {}
-                write_json(
-                    adapter / "manifest.json", {**facts, "scores": {"questions": scored.questions, **scores}}
-                )
+                write_json(adapter / "manifest.json", {**facts, "scores": {"questions": scored.questions, **scores}})
             return scores
 
         self.job.phase(f"{name}/eval", inputs, work, outputs=[path])
@@ -335,9 +325,7 @@ class _Improvement:
         self.scored.append((arm, scored))
         seconds = sum(p["seconds"] for n, p in self.job.phases.items() if n.split("/")[0] == name)
         where = None if adapter is None else str(adapter)
-        self.arms.append(
-            Arm.of(arm, scored, trajectories=trajectories, adapter=where, seconds=round(seconds, 1))
-        )
+        self.arms.append(Arm.of(arm, scored, trajectories=trajectories, adapter=where, seconds=round(seconds, 1)))
 
     # -- models
 
@@ -347,9 +335,7 @@ class _Improvement:
             from ..models.checkpoint.load import load_decoder
 
             checkpoint, start = load_decoder(str(start)), None
-        return Trainer(
-            checkpoint.config, checkpoint.params, train, start=start, tokenizer=checkpoint.tokenizer
-        )
+        return Trainer(checkpoint.config, checkpoint.params, train, start=start, tokenizer=checkpoint.tokenizer)
 
     def _equip(self, trained: Path) -> ReActAgent:
         """The agent with what training made."""

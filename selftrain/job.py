@@ -34,8 +34,7 @@ class Job:
         old = read_json(out / MANIFEST)
         if old is not None and (found := differing(old.get("settings", {}), settings)):
             raise RestillError(
-                f"{out} was begun with other settings: {'; '.join(found[:6])}; "
-                "use the same ones, or another out"
+                f"{out} was begun with other settings: {'; '.join(found[:6])}; use the same ones, or another out"
             )
         version = code_version()
         versions = (old or {}).get("code_versions", [])

@@ -48,9 +48,7 @@ def packed_attention(q: Array, k: Array, v: Array, segments: Array) -> Array:
         rows = q[:, :, :, start:end].reshape(batch, kv, group * size, dim)
         scores = (rows @ k[..., :end]).reshape(batch, kv, group, size, end) + bias
         scores = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        out = (scores.reshape(batch, kv, group * size, end) @ v[:, :, :end]).reshape(
-            batch, kv, group, size, dim
-        )
+        out = (scores.reshape(batch, kv, group * size, end) @ v[:, :, :end]).reshape(batch, kv, group, size, dim)
         parts.append(out / scores.sum(-1, keepdims=True))
     return jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
 
@@ -97,9 +95,7 @@ def weighted_nll(tied: bool, hidden: Array, head: Array, ids: Array, weights: Ar
     return _nll(tied, hidden, head, ids, weights, count)[0]
 
 
-def _nll(
-    tied: bool, hidden: Array, head: Array, ids: Array, weights: Array, count: Array
-) -> tuple[Array, Array]:
+def _nll(tied: bool, hidden: Array, head: Array, ids: Array, weights: Array, count: Array) -> tuple[Array, Array]:
     """The sum, and its gradient in ``hidden``: one pass, no logits are kept."""
     rows = hidden.shape[0]
     chunk = min(LOSS_CHUNK, rows)

@@ -38,9 +38,7 @@ class Example:
                 f"an example has {len(self.tokens)} tokens and {len(self.weights)} weights; give one each"
             )
         if self.weights and self.weights[0]:
-            raise RestillError(
-                "the first token of an example has a weight; nothing predicts it, so give it 0"
-            )
+            raise RestillError("the first token of an example has a weight; nothing predicts it, so give it 0")
 
     @property
     def targets(self) -> int:
@@ -55,9 +53,7 @@ class Example:
                 runs[-1][1] += 1
             else:
                 runs.append([weight, 1])
-        return json.dumps(
-            {"tokens": self.tokens, "weights": runs, "provenance": self.provenance}, ensure_ascii=False
-        )
+        return json.dumps({"tokens": self.tokens, "weights": runs, "provenance": self.provenance}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str) -> Example:
@@ -80,9 +76,7 @@ class Mixture(Sequence[Example]):
         return cls(tuple(reversed(unique.values())))
 
     @classmethod
-    def from_trajectories(
-        cls, trajectories: Iterable[Trajectory], *, scores: Iterable[float] | None = None
-    ) -> Mixture:
+    def from_trajectories(cls, trajectories: Iterable[Trajectory], *, scores: Iterable[float] | None = None) -> Mixture:
         """One example per trajectory: the un-hinted transcript, weight 1 on the model's own good turns.
 
         Turns that could not be read as an action, and turns forced by the finishing grammar, have weight 0.
@@ -106,9 +100,7 @@ class Mixture(Sequence[Example]):
             RestillError: no such file, or a line is no example.
         """
         if not path.is_file():
-            raise RestillError(
-                f"no mixture at {str(path)!r}; build it with Mixture.from_trajectories(...).save(path)"
-            )
+            raise RestillError(f"no mixture at {str(path)!r}; build it with Mixture.from_trajectories(...).save(path)")
         examples = []
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             try:

@@ -82,9 +82,7 @@ def pack(examples: Sequence[Example], length: int) -> PackedRows:
             positions[r, at], segments[r, at] = np.arange(size), i
             start += size
     truncated = sum(len(examples[i].tokens) > length for i in kept)
-    return PackedRows(
-        tokens=tokens, positions=positions, segments=segments, weights=weights, truncated=truncated
-    )
+    return PackedRows(tokens=tokens, positions=positions, segments=segments, weights=weights, truncated=truncated)
 
 
 def epoch_order(rows: int, *, seed: int, epoch: int) -> IntArray:

@@ -42,9 +42,7 @@ class Pilot:
 
     def __post_init__(self) -> None:
         if isinstance(self.guide, str) and self.guide != "expert":
-            raise RestillError(
-                f"guide={self.guide!r} is unknown; use 'expert' or a function from question to hint"
-            )
+            raise RestillError(f"guide={self.guide!r} is unknown; use 'expert' or a function from question to hint")
         if self.questions < 1 or self.samples < 1 or self.most < 1:
             raise RestillError("a pilot needs at least one question, one sample and one trajectory")
 
@@ -91,7 +89,5 @@ def gold_hint(question: Question) -> str:
     if question.metadata.get("plan"):
         return world_hint(question)
     turns = gold_script(question, {})
-    searches = "; ".join(
-        f'search "{arguments["query"]}"' for _, action, arguments in turns if action == "search"
-    )
+    searches = "; ".join(f'search "{arguments["query"]}"' for _, action, arguments in turns if action == "search")
     return f'Plan: {searches}; answer "{question.answers[0]}".'

@@ -21,7 +21,7 @@ class Arm(BaseModel):
     Attributes:
         em_unforced: exact match where answers forced after the budget count as wrong.
         trajectories: how many it was trained on; ``None`` for the base.
-        seconds: wall time of its rollout, training and evaluation, those of resumed attempts included.
+        seconds: wall time of its rollout, training and evaluation; of a resumed phase, the last attempt.
     """
 
     name: str
@@ -93,9 +93,7 @@ class Report(BaseModel):
         """
         found = next((arm for arm in self.arms if arm.name == name), None)
         if found is None:
-            raise RestillError(
-                f"no arm {name!r}; there are {', '.join(arm.name for arm in self.arms) or 'none'}"
-            )
+            raise RestillError(f"no arm {name!r}; there are {', '.join(arm.name for arm in self.arms) or 'none'}")
         return found
 
     def delta(self, arm: str, over: str) -> Delta:
@@ -141,9 +139,7 @@ class Report(BaseModel):
         for column in ("arm", "examples", "exact match", "difference", "F1", "answered", "forced", "calls"):
             table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
         for arm in self.arms:
-            delta = next(
-                (d for d in reversed(self.deltas) if d.arm == arm.name and d.over != "control"), None
-            )
+            delta = next((d for d in reversed(self.deltas) if d.arm == arm.name and d.over != "control"), None)
             table.add_row(
                 arm.name,
                 "" if arm.trajectories is None else str(arm.trajectories),

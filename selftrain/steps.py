@@ -59,13 +59,9 @@ class TrainSteps:
             x = run_layers(config, params, lora, scale, x, batch["positions"], batch["segments"], high)
             hidden = final_norm(config, params, x[batch["at"]])
             head = head_of(config, params)
-            return weighted_nll(
-                config.tie_embeddings, hidden, head, batch["ids"], batch["weights"], batch["count"]
-            )
+            return weighted_nll(config.tie_embeddings, hidden, head, batch["ids"], batch["weights"], batch["count"])
 
-        def accumulate(
-            sums: Any, trained: Leaves, params: Leaves, lora: Leaves, x: Array, batch: Leaves
-        ) -> Any:
+        def accumulate(sums: Any, trained: Leaves, params: Leaves, lora: Leaves, x: Array, batch: Leaves) -> Any:
             grads, total, denominator = sums
             value, new = jax.value_and_grad(loss)(trained, params, lora, x, batch)
             return (

@@ -70,9 +70,7 @@ class TrainConfig:
         if self.method not in ("lora", "full"):
             raise RestillError(f"method={self.method!r} is unknown; use 'lora' or 'full'")
         if self.lr <= 0 or self.clip <= 0 or not 0 <= self.warmup < 1:
-            raise RestillError(
-                f"lr={self.lr} and clip={self.clip} must be positive, warmup={self.warmup} in [0, 1)"
-            )
+            raise RestillError(f"lr={self.lr} and clip={self.clip} must be positive, warmup={self.warmup} in [0, 1)")
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result, to the last bit: all but how often to save."""
@@ -243,9 +241,7 @@ class _Hidden:
     def __init__(self, rows: PackedRows, steps: TrainSteps, train: TrainConfig) -> None:
         self.rows, self.steps, self.size = rows, steps, train.rows
         fits = rows.tokens.size * steps.config.hidden_size * 4 <= train.cache_gb * 1e9
-        self.store: dict[int, np.ndarray] | None = (
-            {} if train.frozen_layers and train.epochs > 1 and fits else None
-        )
+        self.store: dict[int, np.ndarray] | None = {} if train.frozen_layers and train.epochs > 1 and fits else None
 
     def of(self, part: np.ndarray) -> Any:
         """Hidden states ``[B*L, D]`` of rows ``part``, padded to a full micro batch."""
@@ -257,9 +253,7 @@ class _Hidden:
                 first = int(row) // self.size * self.size
                 group = np.arange(first, min(first + self.size, len(self.rows)))
                 hidden = np.asarray(self.steps.lower(_batch(self.rows, group, self.size)))
-                self.store.update(
-                    zip(group.tolist(), hidden.reshape(self.size, -1, hidden.shape[-1]), strict=False)
-                )
+                self.store.update(zip(group.tolist(), hidden.reshape(self.size, -1, hidden.shape[-1]), strict=False))
         found = [self.store[int(row)] for row in part]
         found += [found[-1]] * (self.size - len(part))  # no targets there: any finite value will do
         return np.concatenate(found)
@@ -291,7 +285,5 @@ def _check_same(path: Path, saved: Any, wanted: dict[str, Any]) -> None:
     saved = saved if isinstance(saved, dict) else {}
     flat = [{**d, **{f"recipe.{k}": v for k, v in (d.get("recipe") or {}).items()}} for d in (saved, wanted)]
     names = sorted(k for k in flat[0] | flat[1] if k != "recipe" and flat[0].get(k) != flat[1].get(k))
-    detail = "; ".join(
-        f"{n}: {str(flat[0].get(n))[:40]} there, {str(flat[1].get(n))[:40]} now" for n in names
-    )
+    detail = "; ".join(f"{n}: {str(flat[0].get(n))[:40]} there, {str(flat[1].get(n))[:40]} now" for n in names)
     raise RestillError(f"{path} was trained differently ({detail}); give another out, or delete it")

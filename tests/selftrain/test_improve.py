@@ -24,9 +24,7 @@ from restill.selftrain.report import Report
 from restill.selftrain.rest import ReST
 from restill.selftrain.trainer import TrainConfig
 
-TRAIN = TrainConfig(
-    rank=2, alpha=4.0, lr=0.01, epochs=1, rows=1, row_length=768, accumulate=4, frozen_layers=1
-)
+TRAIN = TrainConfig(rank=2, alpha=4.0, lr=0.01, epochs=1, rows=1, row_length=768, accumulate=4, frozen_layers=1)
 METHOD = ReST(samples=2, train=TRAIN, pilot=Pilot(questions=2))
 
 
@@ -55,9 +53,7 @@ class Trainable(ScriptedModel):
         self.checkpoint = tiny_checkpoint()
         self.log = [] if log is None else log
         skill = (
-            0
-            if adapter is None
-            else {"pilot": 2, "gen1": 4, "gen2": 5, "control": 1}[Path(adapter.path).parent.name]
+            0 if adapter is None else {"pilot": 2, "gen1": 4, "gen2": 5, "control": 1}[Path(adapter.path).parent.name]
         )
 
         def reply(prompt: str, request: Any) -> str:
@@ -149,9 +145,7 @@ def test_a_second_call_runs_nothing_again(tmp_path: Path, monkeypatch: Any) -> N
 
 
 @pytest.mark.parametrize("phase", ["rollout", "Trainer", "evaluate"])
-def test_a_job_stopped_in_any_phase_ends_like_one_that_was_not(
-    tmp_path: Path, monkeypatch: Any, phase: str
-) -> None:
+def test_a_job_stopped_in_any_phase_ends_like_one_that_was_not(tmp_path: Path, monkeypatch: Any, phase: str) -> None:
     def run(out: str) -> Report:
         return improve(agent(), questions(6), out=tmp_path / out, method=METHOD, eval=questions(5, "eval"))
 
@@ -202,9 +196,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_held_out_question_that_is_trained_on_is_refused(tmp_path: Path) -> None:
     leaked = Question(id="other", question="who made the train ship 3 ?", answers=["x"])
     with pytest.raises(RestillError, match="1 of the 2 eval questions are training questions"):
-        improve(
-            agent(), questions(6), out=tmp_path / "job", method=METHOD, eval=[*questions(1, "eval"), leaked]
-        )
+        improve(agent(), questions(6), out=tmp_path / "job", method=METHOD, eval=[*questions(1, "eval"), leaked])
     assert not (tmp_path / "job").exists()
 
 
@@ -251,9 +243,7 @@ def test_a_real_engine_goes_through_the_loop_without_labels(tmp_path: Path) -> N
     from restill.models.chat import JaxChatModel
 
     model = JaxChatModel.from_checkpoint(tiny_checkpoint(), slots=4, max_context=768)
-    worker = ReActAgent(
-        model, [search], budget=Budget(steps=2), few_shot=0, step_tokens=48, observation_tokens=32
-    )
+    worker = ReActAgent(model, [search], budget=Budget(steps=2), few_shot=0, step_tokens=48, observation_tokens=32)
     method = ReST(
         samples=2,
         temperature=1.0,

@@ -14,9 +14,7 @@ from restill.agents.trajectory import Trajectory
 from restill.models.errors import RestillError
 from restill.selftrain.mixture import Example, Mixture
 
-TURNS = st.sampled_from(
-    [call("search", query="Ada"), "no action at all", "Action: fly {}", answer("London", 1)]
-)
+TURNS = st.sampled_from([call("search", query="Ada"), "no action at all", "Action: fly {}", answer("London", 1)])
 
 
 def search(query: str) -> str:
@@ -32,9 +30,7 @@ def run(turns: list[str], **options: object) -> Trajectory:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(TURNS, min_size=1, max_size=7), st.integers(0, 2), st.booleans())
-def test_weights_cover_exactly_the_models_own_good_turns(
-    turns: list[str], few_shot: int, hinted: bool
-) -> None:
+def test_weights_cover_exactly_the_models_own_good_turns(turns: list[str], few_shot: int, hinted: bool) -> None:
     hint = (lambda question: "Plan: SECRET") if hinted else None
     trajectory = run(turns, few_shot=few_shot, hint=hint)
     mixture = Mixture.from_trajectories([trajectory])
@@ -85,14 +81,10 @@ def test_identical_sequences_count_once() -> None:
     assert len(Mixture.from_trajectories(same)) == 1
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 99), st.sampled_from([0.0, 1.0, -0.5, 1e-7])), min_size=1, max_size=40)
-)
+@given(st.lists(st.tuples(st.integers(0, 99), st.sampled_from([0.0, 1.0, -0.5, 1e-7])), min_size=1, max_size=40))
 def test_json_keeps_every_value(pairs: list[tuple[int, float]]) -> None:
     pairs = [(pairs[0][0], 0.0), *pairs[1:]]
-    example = Example(
-        tokens=tuple(t for t, _ in pairs), weights=tuple(w for _, w in pairs), provenance={"ü": [1]}
-    )
+    example = Example(tokens=tuple(t for t, _ in pairs), weights=tuple(w for _, w in pairs), provenance={"ü": [1]})
     assert Example.from_json(example.to_json()) == example
 
 

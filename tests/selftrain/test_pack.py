@@ -86,9 +86,7 @@ def lora() -> dict[str, np.ndarray]:
     return leaves
 
 
-def _hidden(
-    params: dict, lora: dict, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
-) -> jax.Array:
+def _hidden(params: dict, lora: dict, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray) -> jax.Array:
     x = jnp.asarray(params["embed"])[tokens.reshape(-1)]
     x = run_layers(
         CONFIG, params, lora, 0.5, x, jnp.asarray(positions), jnp.asarray(segments), range(CONFIG.num_layers)
@@ -113,12 +111,8 @@ def test_packed_loss_and_gradient_equal_plain_unpacked_ones(params: dict, lora: 
     listed = examples(9, seed=4)
     rows = pack(listed, 32)
     assert len(rows) < len(listed)
-    packed, packed_grad = jax.jit(jax.value_and_grad(lambda lora, p: _packed_loss(lora, p, rows)))(
-        lora, params
-    )
-    plain, plain_grad = jax.jit(jax.value_and_grad(lambda lora, p: _plain_loss(lora, p, listed)))(
-        lora, params
-    )
+    packed, packed_grad = jax.jit(jax.value_and_grad(lambda lora, p: _packed_loss(lora, p, rows)))(lora, params)
+    plain, plain_grad = jax.jit(jax.value_and_grad(lambda lora, p: _plain_loss(lora, p, listed)))(lora, params)
     assert float(packed) == pytest.approx(float(plain), rel=1e-5)
     for name, leaf in plain_grad.items():
         np.testing.assert_allclose(packed_grad[name], leaf, atol=1e-4, rtol=1e-3, err_msg=name)

@@ -42,12 +42,8 @@ def _losses(adapter: Path) -> list[float]:
 
 
 def test_training_lowers_the_loss_and_leaves_one_finished_folder(params: dict, tmp_path: Path) -> None:
-    data = Mixture.of(
-        Example(tokens=(1, *range(i, i + 12)), weights=(0.0, 0.0, *[1.0] * 11)) for i in range(20)
-    )
-    out = Trainer(CONFIG, params, _with(epochs=20, lr=0.05)).fit(
-        data, out=tmp_path / "a", manifest={"base": "tiny"}
-    )
+    data = Mixture.of(Example(tokens=(1, *range(i, i + 12)), weights=(0.0, 0.0, *[1.0] * 11)) for i in range(20))
+    out = Trainer(CONFIG, params, _with(epochs=20, lr=0.05)).fit(data, out=tmp_path / "a", manifest={"base": "tiny"})
     losses = _losses(out)
     assert losses[-1] < 0.7 * losses[0]
     manifest = json.loads((out / "manifest.json").read_text())
@@ -100,9 +96,7 @@ def test_a_step_does_not_depend_on_how_it_is_cut_into_micro_batches(params: dict
 
 def test_the_loss_is_the_weighted_mean_of_the_base_model(params: dict, tmp_path: Path) -> None:
     data = mixture(4)
-    out = Trainer(CONFIG, params, _with(rows=8, accumulate=1, epochs=1, row_length=24)).fit(
-        data, out=tmp_path / "a"
-    )
+    out = Trainer(CONFIG, params, _with(rows=8, accumulate=1, epochs=1, row_length=24)).fit(data, out=tmp_path / "a")
     tokens, weights = padded(data)
     logp = jax.nn.log_softmax(jax.jit(lambda p, t: forward(CONFIG, p, t))(params, tokens))
     picked = np.take_along_axis(np.asarray(logp)[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]

@@ -37,9 +37,7 @@ def random_params(seed: int = 0) -> dict[str, np.ndarray]:
     """Parameters of ``CONFIG``."""
     rng = np.random.default_rng(seed)
     return {
-        name: np.ones(shape, np.float32)
-        if len(shape) == 1
-        else rng.normal(scale=0.25, size=shape).astype(np.float32)
+        name: np.ones(shape, np.float32) if len(shape) == 1 else rng.normal(scale=0.25, size=shape).astype(np.float32)
         for name, shape in param_shapes(CONFIG).items()
     }
 
