@@ -110,5 +110,5 @@ class TrainSteps:
             New leaves, new state, mean loss, gradient norm.
         """
         sums, self._sums = self._sums, None
-        trained, state, loss, norm = self._update(trained, state, sums, np.float32(self._rate(step)))
+        trained, state, loss, norm = self._update(trained, state, sums, np.float32(np.asarray(self._rate(step))))
         return trained, state, float(np.asarray(loss)), float(np.asarray(norm))
