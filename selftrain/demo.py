@@ -32,7 +32,7 @@ def recipe(**changes: Any) -> Any:
     from .rest import ReST
     from .trainer import TrainConfig
 
-    shape = {"epochs": 1, "rows": 1, "row_length": 512, "accumulate": 1, "frozen_layers": 10}
+    shape: dict[str, Any] = {"epochs": 1, "rows": 1, "row_length": 512, "accumulate": 1, "frozen_layers": 10}
     pilot, grown = TrainConfig(lr=4e-3, **shape), TrainConfig(lr=2e-3, **shape)
     knobs: dict[str, Any] = {
         "samples": 2,

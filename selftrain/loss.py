@@ -67,8 +67,8 @@ def run_layers(
     angles = rope_angles(positions.reshape(-1), config.head_dim, config.rope_theta)
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-        rows = (part.reshape(*segments.shape, *part.shape[1:]) for part in (q, k, v))
-        return packed_attention(*rows, segments).reshape(q.shape)
+        rows = [part.reshape(*segments.shape, *part.shape[1:]) for part in (q, k, v)]
+        return packed_attention(rows[0], rows[1], rows[2], segments).reshape(q.shape)
 
     for i in layers:
         x = Block(config, params, i, lora, scale)(x, angles, attend)
