@@ -171,6 +171,8 @@ def test_a_progress_bar_shows_what_is_done(tmp_path: Path, search, capsys) -> No
 
 
 SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with it ignored
 import sys
 from restill.agents.question import Question
 from restill.agents.react import ReActAgent
