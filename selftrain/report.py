@@ -136,7 +136,7 @@ class Report(BaseModel):
 
         title = f"{self.held_out} held-out questions, 95 % intervals"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-        for column in ("arm", "examples", "exact match", "difference", "F1", "answered", "forced", "calls"):
+        for column in ("arm", "trained on", "exact match", "difference", "answered", "forced", "calls"):
             table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
         for arm in self.arms:
             delta = next((d for d in reversed(self.deltas) if d.arm == arm.name and d.over != "control"), None)
@@ -145,7 +145,6 @@ class Report(BaseModel):
                 "" if arm.trajectories is None else str(arm.trajectories),
                 f"{100 * arm.em:.1f} %\n{100 * arm.em_interval[0]:.1f} to {100 * arm.em_interval[1]:.1f}",
                 "" if delta is None else _difference(delta),
-                _percent(arm.f1),
                 _percent(arm.answered),
                 _percent(arm.forced),
                 f"{arm.searches:.2f}",
@@ -172,4 +171,4 @@ def _percent(value: float) -> str:
 
 def _difference(delta: Delta) -> str:
     low, high = (100 * end for end in delta.interval)
-    return f"{100 * delta.em:+.1f} over {delta.over}\n{low:+.1f} to {high:+.1f}"
+    return f"{100 * delta.em:+.1f} on {delta.over}\n{low:+.1f} to {high:+.1f}"
