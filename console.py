@@ -106,9 +106,7 @@ def run_summary(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
             f"{row['prompt_tokens']} read from the cache",
             f"{row['seconds']:.1f} s in all",
         ]
-        paragraphs.append(
-            Text.assemble((f"agent {row['agent']} ", "bold"), name, "\n  " + "\n  ".join(facts))
-        )
+        paragraphs.append(Text.assemble((f"agent {row['agent']} ", "bold"), name, "\n  " + "\n  ".join(facts)))
     return Group(*paragraphs)
 
 

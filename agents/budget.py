@@ -34,13 +34,9 @@ class Budget:
         if self.steps < 1:
             raise RestillError(f"Budget(steps={self.steps}): an agent needs at least 1 step")
         if self.tokens is not None and self.tokens < 1:
-            raise RestillError(
-                f"Budget(tokens={self.tokens}): give a positive number, or None for the model's context"
-            )
+            raise RestillError(f"Budget(tokens={self.tokens}): give a positive number, or None for the model's context")
         if self.seconds is not None and not self.seconds > 0:
-            raise RestillError(
-                f"Budget(seconds={self.seconds}): give a positive number, or None for no limit"
-            )
+            raise RestillError(f"Budget(seconds={self.seconds}): give a positive number, or None for no limit")
         for name, calls in self.per_tool.items():
             if calls < 0:
                 raise RestillError(f"Budget(per_tool={{{name!r}: {calls}}}): give 0 or more calls")

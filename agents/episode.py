@@ -81,9 +81,7 @@ class Episode:
             else:
                 self._end("error", _describe(error))
         except Exception as error:  # of the model: tools turn theirs into results
-            self._end(
-                "error", well_formed(str(error)) if isinstance(error, RestillError) else _describe(error)
-            )
+            self._end("error", well_formed(str(error)) if isinstance(error, RestillError) else _describe(error))
         return self.trajectory()
 
     def trajectory(self) -> Trajectory:
@@ -131,11 +129,7 @@ class Episode:
             return
         while (spent := self._exhausted()) is None:
             left = self._spent.tokens_left(transcript.length)
-            room = (
-                self._plan.step_tokens
-                if left is None
-                else min(self._plan.step_tokens, left - self._kept_back())
-            )
+            room = self._plan.step_tokens if left is None else min(self._plan.step_tokens, left - self._kept_back())
             step = await self._turn(self._plan.grammar, room, self._spent.soft_deadline, forced=False)
             if step.action is not None and step.action.tool == FINISH:
                 self._finish(step.action)
@@ -160,9 +154,7 @@ class Episode:
         seen = [system, *few_shot_messages(tools, plan.few_shot), asked]
         return open_transcript(plan.model, seen, student)
 
-    async def _turn(
-        self, grammar: str | None, max_tokens: int, deadline: float | None, *, forced: bool
-    ) -> Step:
+    async def _turn(self, grammar: str | None, max_tokens: int, deadline: float | None, *, forced: bool) -> Step:
         transcript = self._live
         prompt, length = transcript.take_prompt(), transcript.length
         if not forced:
@@ -183,15 +175,9 @@ class Episode:
         parsed = parse(sample.text, self._plan.tools)
         error = parsed.error
         if error is not None and sample.finish_reason in ("length", "deadline"):
-            why = (
-                f"after {len(sample.tokens)} tokens"
-                if sample.finish_reason == "length"
-                else "because time ran out"
-            )
+            why = f"after {len(sample.tokens)} tokens" if sample.finish_reason == "length" else "because time ran out"
             error = f"the turn was cut off {why}; write shorter thoughts"
-        step = Step(
-            prompt=prompt, samples=[sample], thought=parsed.thought, action=parsed.action, forced=forced
-        )
+        step = Step(prompt=prompt, samples=[sample], thought=parsed.thought, action=parsed.action, forced=forced)
         if error is not None:
             step.observation = Observation(status="invalid", text="", error=error)
         self._steps.append(step)

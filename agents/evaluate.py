@@ -94,9 +94,7 @@ class EvalReport(BaseModel):
         """The report as a rich table."""
         from rich.table import Table
 
-        table = Table(
-            title=f"{self.questions} questions, {self.samples} sample(s) each", title_justify="left"
-        )
+        table = Table(title=f"{self.questions} questions, {self.samples} sample(s) each", title_justify="left")
         table.add_column("measure")
         table.add_column("value", justify="right")
         table.add_column("95 % interval", justify="right")
@@ -152,9 +150,7 @@ def evaluate(
     return score_run(run, asked, agent=agent.fingerprint, samples=samples)
 
 
-def score_run(
-    run: Run, questions: Sequence[Question], *, agent: str, samples: int = 1, seed: int = 0
-) -> EvalReport:
+def score_run(run: Run, questions: Sequence[Question], *, agent: str, samples: int = 1, seed: int = 0) -> EvalReport:
     """Score what ``run`` holds of ``agent`` (its hash) on ``questions``; ``seed`` is the bootstrap's.
 
     Raises:
@@ -224,9 +220,7 @@ def _need_answers(questions: Sequence[Question]) -> None:
         raise RestillError("there are no questions to evaluate on")
     for question in questions:
         if not question.answers:
-            raise RestillError(
-                f"question {question.id!r} has no answer to score against; give 'answers' (or 'answer')"
-            )
+            raise RestillError(f"question {question.id!r} has no answer to score against; give 'answers' (or 'answer')")
 
 
 def _mean(values: Sequence[float]) -> float:

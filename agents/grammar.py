@@ -85,9 +85,7 @@ def _bounded(schema: Any, *, names: bool = False) -> Any:
         if key in ("enum", "const"):
             out[key] = value
         else:
-            out[key] = _bounded(
-                value, names=key in ("properties", "$defs", "definitions", "patternProperties")
-            )
+            out[key] = _bounded(value, names=key in ("properties", "$defs", "definitions", "patternProperties"))
     if out.get("type") == "string" and not {"enum", "const", "format", "pattern", "maxLength"} & out.keys():
         out["maxLength"] = MAX_STRING
     if out.get("type") == "array" and "maxItems" not in out:

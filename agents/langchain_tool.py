@@ -38,11 +38,7 @@ def of_langchain(tool: Any) -> Tool:
             return await tool.ainvoke(values)
         message = await tool.ainvoke({"type": "tool_call", "id": "call", "name": tool.name, "args": values})
         artifact = getattr(message, "artifact", None)
-        if (
-            isinstance(artifact, list)
-            and artifact
-            and all(hasattr(item, "page_content") for item in artifact)
-        ):
+        if isinstance(artifact, list) and artifact and all(hasattr(item, "page_content") for item in artifact):
             return artifact
         return getattr(message, "content", message)
 

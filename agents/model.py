@@ -72,9 +72,7 @@ class TokenModel(Protocol):
 
 def is_token_model(model: Any) -> TypeGuard[TokenModel]:
     """Whether ``model`` can be spoken to in token ids (else it must be a LangChain chat model)."""
-    return (
-        callable(getattr(model, "agenerate_tokens", None)) and getattr(model, "tokenizer", None) is not None
-    )
+    return callable(getattr(model, "agenerate_tokens", None)) and getattr(model, "tokenizer", None) is not None
 
 
 def context_of(model: Any) -> int | None:
@@ -100,9 +98,7 @@ def identity(model: Any) -> dict[str, Any]:
     name = next((str(v) for a in ("model_name", "model", "name") if (v := getattr(model, a, None))), "")
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     named = name or type(model).__name__
-    fingerprint = str(
-        getattr(model, "fingerprint", "") or hashlib.sha256(f"{kind}:{name}".encode()).hexdigest()
-    )
+    fingerprint = str(getattr(model, "fingerprint", "") or hashlib.sha256(f"{kind}:{name}".encode()).hexdigest())
     return {"name": named, "fingerprint": fingerprint, "adapter": None, "adapter_hash": None, "precision": ""}
 
 

@@ -37,9 +37,7 @@ class _Bar(Progress):
 
     def draw(self, advance: int = 0) -> None:
         counts = ", ".join(f"{n} {status}" for status, n in sorted(self.statuses.items()))
-        self._bar.update(
-            self._task, advance=advance, note=f"{self.in_flight} in flight{', ' * bool(counts)}{counts}"
-        )
+        self._bar.update(self._task, advance=advance, note=f"{self.in_flight} in flight{', ' * bool(counts)}{counts}")
 
 
 @contextlib.contextmanager

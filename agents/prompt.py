@@ -11,8 +11,7 @@ from .tools import Tool
 Message = dict[str, str]
 
 _INSTRUCTIONS = (
-    "Answer the question. Each turn, write one Thought line and one Action line. "
-    "Look facts up; do not guess. Actions:"
+    "Answer the question. Each turn, write one Thought line and one Action line. Look facts up; do not guess. Actions:"
 )
 _FINISH_LINE = (
     'finish {"answer": string, "citations": [integer]}: End with the shortest answer '
@@ -84,9 +83,7 @@ def few_shot_messages(tools: Sequence[Tool], count: int) -> list[Message]:
 def _search_tool(tools: Sequence[Tool]) -> tuple[str, str] | None:
     for tool in sorted(tools, key=lambda t: t.name != "search"):
         properties = tool.schema.get("properties", {})
-        strings = [
-            n for n, spec in properties.items() if isinstance(spec, Mapping) and spec.get("type") == "string"
-        ]
+        strings = [n for n, spec in properties.items() if isinstance(spec, Mapping) and spec.get("type") == "string"]
         required = list(tool.schema.get("required", []))
         if len(required) == 1 and required[0] in strings and (tool.name == "search" or required == ["query"]):
             return tool.name, required[0]

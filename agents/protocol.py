@@ -77,9 +77,7 @@ def parse(text: str, tools: Iterable[str] | None = None) -> Parsed:
     name = head["name"]
     known = None if tools is None else [*tools, FINISH]
     if known is not None and name not in known:
-        return Parsed(
-            thought, error=f"there is no action {name[:40]!r}; use one of: {', '.join(known)}"[:300]
-        )
+        return Parsed(thought, error=f"there is no action {name[:40]!r}; use one of: {', '.join(known)}"[:300])
     rest = turn["action"][head.end() :]
     arguments, end, error = _read_object(rest)
     if error is None and rest[end:].strip():
@@ -136,11 +134,7 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 def _depth_exceeds(value: Any, limit: int) -> bool:
     level = [value]
     for _ in range(limit):
-        level = [
-            c
-            for v in level
-            for c in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())
-        ]
+        level = [c for v in level for c in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
         if not level:
             return False
     return True

@@ -83,9 +83,7 @@ class Question(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise RestillError(
-                f"not a question: {value!r:.80} ({_first(error)}); give a non-empty string"
-            ) from None
+            raise RestillError(f"not a question: {value!r:.80} ({_first(error)}); give a non-empty string") from None
 
 
 def read_questions(path: str | os.PathLike[str], limit: int | None = None) -> list[Question]:
@@ -111,9 +109,7 @@ def read_questions(path: str | os.PathLike[str], limit: int | None = None) -> li
             except (ValueError, RecursionError) as error:
                 raise RestillError(f"{path}, line {number} is not JSON: {error}") from None
     if not questions and limit != 0:
-        raise RestillError(
-            f"{str(path)!r} holds no questions; write one JSON object a line, with the key 'question'"
-        )
+        raise RestillError(f"{str(path)!r} holds no questions; write one JSON object a line, with the key 'question'")
     return questions
 
 

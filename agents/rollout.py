@@ -96,9 +96,7 @@ async def arollout(
     if not 0 <= part[0] < part[1]:
         raise RestillError(f"shard={part}: give (i, n) with 0 <= i < n")
     asked = list({q.key: q for q in map(Question.of, questions)}.values())[:limit]
-    run = Run.create(
-        out, agents={agent.fingerprint: agent.config}, seed=seed, samples=samples, questions=len(asked)
-    )
+    run = Run.create(out, agents={agent.fingerprint: agent.config}, seed=seed, samples=samples, questions=len(asked))
     try:
         run.start(part)
         mine = [q for q in asked if int(q.key, 16) % part[1] == part[0]]

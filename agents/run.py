@@ -121,9 +121,7 @@ class Run:
         key = Key(*trajectory.key)
         old = self._entries.get(key)
         if old is not None and old.status in FINAL:
-            raise RestillError(
-                f"the run already holds {trajectory.id} with status {old.status!r}; it is never changed"
-            )
+            raise RestillError(f"the run already holds {trajectory.id} with status {old.status!r}; it is never changed")
         writer = self._writer
         if writer is None:
             raise RestillError("the run is closed; open it again")
@@ -174,11 +172,7 @@ class Run:
 
     def find(self, name: str) -> list[Trajectory]:
         """Trajectories whose id, question key or question id begins with ``name``."""
-        found = (
-            t
-            for t in self
-            if t.id.startswith(name) or t.question_key.startswith(name) or t.question_id == name
-        )
+        found = (t for t in self if t.id.startswith(name) or t.question_key.startswith(name) or t.question_id == name)
         return list(found)
 
     def filter(self, *, status: str | None = None, agent: str | None = None) -> Iterator[Trajectory]:
@@ -199,9 +193,7 @@ class Run:
             row["statuses"][t.status] = row["statuses"].get(t.status, 0) + 1
             row["forced"] += t.forced
             row["calls"] += len(t.calls())
-            row["failed_calls"] += sum(
-                s.observation is not None and s.observation.status != "ok" for s in t.calls()
-            )
+            row["failed_calls"] += sum(s.observation is not None and s.observation.status != "ok" for s in t.calls())
             row["prompt_tokens"] += t.usage.prompt
             row["generated_tokens"] += t.usage.generated
             row["cached_tokens"] += t.usage.cached
@@ -248,9 +240,7 @@ class Run:
         except ValueError as error:
             where = f"{entry.file.name} at byte {entry.offset}"
             reason = str(error).splitlines()[0]
-            raise RestillError(
-                f"{where} is not a trajectory of this version ({reason}); move the file away"
-            ) from None
+            raise RestillError(f"{where} is not a trajectory of this version ({reason}); move the file away") from None
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -270,8 +260,7 @@ def _merge_manifest(folder: Path, new: Mapping[str, Any]) -> None:
         old = _read_manifest(folder)
         if "seed" in old and "seed" in new and old["seed"] != new["seed"]:
             raise RestillError(
-                f"the run {str(folder)!r} was made with seed {old['seed']}; "
-                f"use seed={old['seed']} or another folder"
+                f"the run {str(folder)!r} was made with seed {old['seed']}; use seed={old['seed']} or another folder"
             )
         merged = {"schema": 1, "created": round(time.time(), 3), **old, **new}
         merged["agents"] = {**old.get("agents", {}), **new.get("agents", {})}

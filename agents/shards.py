@@ -122,11 +122,7 @@ class ShardWriter:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, start)
-            why = (
-                "the disk is full"
-                if error.errno in (errno.ENOSPC, errno.EDQUOT)
-                else (error.strerror or str(error))
-            )
+            why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
             raise RestillError(
                 f"cannot write {self.path}: {why}. The {safe} trajectories written before are safe; "
                 "make room and run the same command again, it goes on where it stopped"

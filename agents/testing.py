@@ -82,9 +82,7 @@ class ByteTokenizer:
         """ChatML."""
         ids: list[int] = []
         for message in messages:
-            ids += self.encode(f"<|im_start|>{message['role']}\n", special=True) + self.encode(
-                message["content"]
-            )
+            ids += self.encode(f"<|im_start|>{message['role']}\n", special=True) + self.encode(message["content"])
             ids += self.encode("<|im_end|>\n", special=True)
         return ids + self.encode("<|im_start|>assistant\n", special=True) if add_generation_prompt else ids
 

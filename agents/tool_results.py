@@ -115,8 +115,6 @@ def _plain(value: Any) -> Any:
 
 
 def _json(value: Any) -> str:
-    if isinstance(value, (BaseModel, Mapping, list, tuple, set, frozenset)) or dataclasses.is_dataclass(
-        value
-    ):
+    if isinstance(value, (BaseModel, Mapping, list, tuple, set, frozenset)) or dataclasses.is_dataclass(value):
         return json.dumps(value, default=_plain, ensure_ascii=False, skipkeys=True)
     return str(value)

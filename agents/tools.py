@@ -45,9 +45,7 @@ class Tool:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            raise RestillError(
-                f"tool name {self.name!r}: use letters, digits, '_' and '-', beginning with a letter"
-            )
+            raise RestillError(f"tool name {self.name!r}: use letters, digits, '_' and '-', beginning with a letter")
         if self.name == FINISH:
             raise RestillError(f"a tool cannot be called {FINISH!r}, which ends the run; rename it")
 
@@ -150,9 +148,7 @@ def _of_function(function: Callable[..., Any]) -> Tool:
         args = create_model(f"{name}_arguments", __config__=ConfigDict(extra="forbid"), **fields)
         schema = args.model_json_schema(by_alias=True)
     except (PydanticUserError, TypeError, ValueError) as error:
-        raise RestillError(
-            f"tool {name!r}: its parameters cannot be written as JSON ({_describe(error)})"
-        ) from None
+        raise RestillError(f"tool {name!r}: its parameters cannot be written as JSON ({_describe(error)})") from None
     # Of a callable object, the class has the coroutine function.
     is_async = any(inspect.iscoroutinefunction(f) for f in (function, type(function).__call__))
 
@@ -163,9 +159,7 @@ def _of_function(function: Callable[..., Any]) -> Tool:
 
     description = _first_paragraph(inspect.getdoc(function) or "")
     fingerprint = str(getattr(function, "fingerprint", ""))
-    return Tool(
-        name=name, description=description, args=args, schema=schema, run=run, fingerprint=fingerprint
-    )
+    return Tool(name=name, description=description, args=args, schema=schema, run=run, fingerprint=fingerprint)
 
 
 def _signature(function: Callable[..., Any], name: str) -> tuple[inspect.Signature, dict[str, Any]]:
@@ -174,9 +168,7 @@ def _signature(function: Callable[..., Any], name: str) -> tuple[inspect.Signatu
         signature = inspect.signature(function)
         hints = get_type_hints(target, include_extras=True)
     except (NameError, TypeError, ValueError) as error:
-        raise RestillError(
-            f"tool {name!r}: its parameter types cannot be read ({_describe(error)})"
-        ) from None
+        raise RestillError(f"tool {name!r}: its parameter types cannot be read ({_describe(error)})") from None
     return signature, hints
 
 

@@ -217,18 +217,12 @@ class Trajectory(_Record):
         """Along `token_ids`: True exactly on what the model emitted, its end-of-turn tokens included."""
         mask: list[bool] = []
         for step in self.steps:
-            mask = (
-                mask[: step.prompt.shared]
-                + [False] * len(step.prompt.suffix)
-                + [True] * len(step.sample.tokens)
-            )
+            mask = mask[: step.prompt.shared] + [False] * len(step.prompt.suffix) + [True] * len(step.sample.tokens)
         return mask
 
     def calls(self, tool: str | None = None) -> list[Step]:
         """Steps that called a tool (a named one, or any), whatever came of it."""
-        called = [
-            s for s in self.steps if s.action is not None and s.action.tool != "finish" and s.observation
-        ]
+        called = [s for s in self.steps if s.action is not None and s.action.tool != "finish" and s.observation]
         return [s for s in called if tool is None or (s.action is not None and s.action.tool == tool)]
 
     def passages(self) -> list[Passage]:

@@ -148,9 +148,7 @@ class TextTranscript(Transcript):
         self._model = model
         self._messages: list[Any] = [kinds[m["role"]](m["content"]) for m in seen]
         text = "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in seen)
-        self._seen = Seen(
-            hash=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), length=self.length
-        )
+        self._seen = Seen(hash=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), length=self.length)
 
     @property
     def length(self) -> int:

@@ -100,9 +100,7 @@ def show(
     name: Annotated[
         str | None, typer.Argument(metavar="ID", help="Trajectory or question id, or the beginning of one.")
     ] = None,
-    status: Annotated[
-        str | None, typer.Option(help="Only answered, budget, error or cancelled trajectories.")
-    ] = None,
+    status: Annotated[str | None, typer.Option(help="Only answered, budget, error or cancelled trajectories.")] = None,
     limit: LimitOption = None,
     json: JsonOption = False,
 ) -> None:

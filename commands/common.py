@@ -73,9 +73,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, 
 
 
 @contextmanager
-def opened_model(
-    spec: str, adapter: str | None = None, precision: str = "auto", slots: int = 16
-) -> Iterator[Any]:
+def opened_model(spec: str, adapter: str | None = None, precision: str = "auto", slots: int = 16) -> Iterator[Any]:
     """The chat model that ``--model`` and ``--adapter`` name; its engine is stopped at the end.
 
     Raises:
@@ -135,9 +133,7 @@ def starter_for(model: str) -> str | None:
     return STARTER
 
 
-def open_retriever(
-    index: Path | None, docs: list[Path] | None, k: int, *, progress: bool = True
-) -> Retriever:
+def open_retriever(index: Path | None, docs: list[Path] | None, k: int, *, progress: bool = True) -> Retriever:
     """The retriever that ``--index`` or ``--docs`` name.
 
     Raises:
@@ -156,9 +152,7 @@ def open_retriever(
         return retriever
     folder = index or Path("index")
     if index is None and not folder.is_dir():
-        raise RestillError(
-            "no index: give --index DIR or --docs PATH, or make ./index with `restill index PATH`"
-        )
+        raise RestillError("no index: give --index DIR or --docs PATH, or make ./index with `restill index PATH`")
     return Retriever.open(folder, k=k)
 
 

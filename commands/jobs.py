@@ -36,17 +36,13 @@ if TYPE_CHECKING:
 
 QuestionsArgument = Annotated[
     Path,
-    typer.Argument(
-        metavar="QUESTIONS", help="JSONL: `question`, and `answer` or `answers` where scores are wanted."
-    ),
+    typer.Argument(metavar="QUESTIONS", help="JSONL: `question`, and `answer` or `answers` where scores are wanted."),
 ]
 
 
 def rollout(
     questions: QuestionsArgument,
-    out: Annotated[
-        Path, typer.Option("--out", help="Run directory; running again does only what is missing.")
-    ],
+    out: Annotated[Path, typer.Option("--out", help="Run directory; running again does only what is missing.")],
     model: ModelOption = DEFAULT_MODEL,
     adapter: AdapterOption = None,
     precision: PrecisionOption = "auto",
@@ -102,18 +98,14 @@ def rollout(
         print_json(run.summary())
     else:
         stdout().print(run_summary(run.summary()))
-        stdout().print(
-            f"trajectories in {out}; see them with: restill show {out}", markup=False, soft_wrap=True
-        )
+        stdout().print(f"trajectories in {out}; see them with: restill show {out}", markup=False, soft_wrap=True)
 
 
 def evaluate(
     questions: QuestionsArgument,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", help="Run directory; by default one under $RESTILL_HOME, so that it resumes too."
-        ),
+        typer.Option("--out", help="Run directory; by default one under $RESTILL_HOME, so that it resumes too."),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     adapter: AdapterOption = None,
@@ -176,9 +168,7 @@ def improve(
         Path | None,
         typer.Option("--eval", help="Held-out questions with answers; without, nothing is scored."),
     ] = None,
-    method: Annotated[
-        str, typer.Option(help="rest: keep the best of several trajectories, train, repeat.")
-    ] = "rest",
+    method: Annotated[str, typer.Option(help="rest: keep the best of several trajectories, train, repeat.")] = "rest",
     generations: Annotated[int, typer.Option(min=0, help="Rounds of rollout and training.")] = 1,
     pilot: Annotated[
         int,
@@ -186,17 +176,13 @@ def improve(
     ] = 100,
     ranker: Annotated[
         str,
-        typer.Option(
-            help="gold: by known answers; likelihood: by the model's own scores, no answers needed."
-        ),
+        typer.Option(help="gold: by known answers; likelihood: by the model's own scores, no answers needed."),
     ] = "gold",
     samples: SamplesOption = 2,
     temperature: TemperatureOption = 0.7,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the kept trajectories.")] = 2,
     frozen_layers: Annotated[int, typer.Option(min=0, help="Lower layers that are not trained.")] = 0,
-    full: Annotated[
-        bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
     control: Annotated[
         bool, typer.Option("--control", help="Also train on equally many trajectories drawn at random.")
     ] = False,

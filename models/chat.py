@@ -127,9 +127,7 @@ class JaxChatModel(BaseChatModel):
     @property
     def _parts(self) -> Serving:
         if self._serving is None:
-            raise RestillError(
-                "this JaxChatModel has no weights; make it with JaxChatModel.from_pretrained(name)"
-            )
+            raise RestillError("this JaxChatModel has no weights; make it with JaxChatModel.from_pretrained(name)")
         return self._serving
 
     @property
@@ -219,9 +217,7 @@ class JaxChatModel(BaseChatModel):
         grammar = kwargs.pop("grammar", None)
         if tools and choice != "none":
             if grammar is not None:
-                raise RestillError(
-                    "grammar and tools exclude each other: tools bring their own grammar; drop one"
-                )
+                raise RestillError("grammar and tools exclude each other: tools bring their own grammar; drop one")
             grammar = tool_grammar(tools, choice)
         given = {key: kwargs.pop(key, None) for key in (*_SAMPLING, "seed", "logprobs")}
         options = {key: getattr(self, key) if value is None else value for key, value in given.items()}
@@ -289,9 +285,7 @@ class JaxChatModel(BaseChatModel):
                 message = self._message(turn, piece)
                 last = message.model_dump(include={"tool_calls", "usage_metadata", "response_metadata"})
                 content = message.content if held else ""
-                yield ChatGenerationChunk(
-                    message=AIMessageChunk(content=content, chunk_position="last", **last)
-                )
+                yield ChatGenerationChunk(message=AIMessageChunk(content=content, chunk_position="last", **last))
             else:
                 held = bool(turn.tools) and piece.startswith("{") if held is None else held
                 if not held:

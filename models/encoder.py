@@ -107,9 +107,7 @@ class TextEncoder:
         config = checkpoint.config
         for key, value in {"hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
             if config.get(key, value) != value:
-                raise RestillError(
-                    f"{key}={config[key]!r} in {checkpoint.folder} is not supported; use {value!r}"
-                )
+                raise RestillError(f"{key}={config[key]!r} in {checkpoint.folder} is not supported; use {value!r}")
         enable_compile_cache()
         self.name: str = checkpoint.name
         self.fingerprint: str = checkpoint.fingerprint
@@ -121,8 +119,7 @@ class TextEncoder:
         values = _leaves(checkpoint)
         self._graph = graph
         self._state = nnx.from_flat_state(
-            (path, _fill(path, variable, values, checkpoint.folder))
-            for path, variable in nnx.to_flat_state(shapes)
+            (path, _fill(path, variable, values, checkpoint.folder)) for path, variable in nnx.to_flat_state(shapes)
         )
 
     @classmethod
@@ -167,9 +164,7 @@ class TextEncoder:
         """Character offsets [start, end) of all tokens of ``text``, uncut, without the framing ones."""
         return self._whole.encode(scrub(text), add_special_tokens=False).offsets
 
-    def _batches(
-        self, encoded: list[list[int]], batch_size: int
-    ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    def _batches(self, encoded: list[list[int]], batch_size: int) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
         """Rows of similar length together, longest first, so that memory peaks at the start."""
         steps = FINE if len(encoded) >= FINE_FROM else COARSE
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))

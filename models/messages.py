@@ -15,9 +15,7 @@ from .tool_calls import describe_tools, parse_tool_call, write_tool_call
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "user", "chat": "user"}
 
 
-def to_turns(
-    messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]] = ()
-) -> list[dict[str, str]]:
+def to_turns(messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, str]]:
     """Turns with roles ``system``, ``user`` and ``assistant``, which every chat template has.
 
     A tool's result becomes a user turn, an assistant's tool call the JSON that the grammar would have made

@@ -72,9 +72,7 @@ class RemoteChatModel(BaseChatModel):
         except httpx.InvalidURL:
             sound = False
         if not sound:
-            raise RestillError(
-                f"base_url={url!r} is no address; write http://host:port/v1 or https://host/v1"
-            )
+            raise RestillError(f"base_url={url!r} is no address; write http://host:port/v1 or https://host/v1")
         return url.rstrip("/")
 
     def model_post_init(self, context: Any, /) -> None:
@@ -135,9 +133,7 @@ class RemoteChatModel(BaseChatModel):
             **{key: getattr(self, key) for key in _OPTIONS},
         }
 
-    def _body(
-        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _body(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         if not messages:
             raise RestillError("there are no messages; pass at least one human message")
         options = {key: getattr(self, key) for key in _OPTIONS} | {"stop": stop or None}
@@ -149,15 +145,11 @@ class RemoteChatModel(BaseChatModel):
         return {**self._endpoint.headers(), **self.headers}
 
     def _retry(self) -> Retry:
-        return Retry(
-            self._endpoint, attempts=self.max_retries + 1, longest=self.max_retry_wait, timeout=self.timeout
-        )
+        return Retry(self._endpoint, attempts=self.max_retries + 1, longest=self.max_retry_wait, timeout=self.timeout)
 
     def _sync_client(self) -> httpx.Client:
         if self._client is None:
-            self._client = httpx.Client(
-                timeout=self.timeout, transport=self.transport, headers=self._headers()
-            )
+            self._client = httpx.Client(timeout=self.timeout, transport=self.transport, headers=self._headers())
         return self._client
 
     def _async_client(self) -> httpx.AsyncClient:

@@ -83,24 +83,18 @@ class Retry:
         url = self._endpoint.url
         if isinstance(error, httpx.TimeoutException):
             what = "connect to" if isinstance(error, httpx.ConnectTimeout) else "get an answer from"
-            return RemoteError(
-                f"could not {what} {url} within {self._timeout:g} s; raise timeout", retry=True
-            )
+            return RemoteError(f"could not {what} {url} within {self._timeout:g} s; raise timeout", retry=True)
         if isinstance(error, httpx.ConnectError):
             text = str(error).lower()
             if any(s in text for s in ("name or service", "nodename", "name resolution", "getaddrinfo")):
                 host = httpx.URL(url).host
                 return RemoteError(f"the host {host!r} is unknown (DNS); check base_url", retry=True)
             if "certificate" in text or "ssl" in text:
-                return RemoteError(
-                    f"no secure connection to {url}: {error}; check the certificate or use http://"
-                )
+                return RemoteError(f"no secure connection to {url}: {error}; check the certificate or use http://")
             return RemoteError(f"no connection to {url} ({error}); is the server running there?", retry=True)
         if isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
             return RemoteError(f"{url} is no valid address ({error}); check base_url")
-        return RemoteError(
-            f"the connection to {url} broke ({error or type(error).__name__}); try again", retry=True
-        )
+        return RemoteError(f"the connection to {url} broke ({error or type(error).__name__}); try again", retry=True)
 
 
 def _from_status(response: httpx.Response, endpoint: Endpoint) -> RemoteError:
@@ -114,22 +108,14 @@ def _from_status(response: httpx.Response, endpoint: Endpoint) -> RemoteError:
         return RemoteError(
             f"{said}; is base_url right (it usually ends in /v1) and does {endpoint.model!r} exist there?"
         )
-    if (
-        status in (400, 413, 422)
-        and "context" in low
-        and ("length" in low or "window" in low or "token" in low)
-    ):
-        return RemoteError(
-            f"{said}; the messages are too long for {endpoint.model!r}: shorten them or ask for less"
-        )
+    if status in (400, 413, 422) and "context" in low and ("length" in low or "window" in low or "token" in low):
+        return RemoteError(f"{said}; the messages are too long for {endpoint.model!r}: shorten them or ask for less")
     if status == 429 and "quota" in low:
         return RemoteError(f"{said}; the account's quota is used up")
     if status == 429:
         return RemoteError(f"{said}; lower the concurrency", retry=True, after=_retry_after(response))
     if status in _RETRIED or status >= 500:
-        return RemoteError(
-            f"{said}; the server failed, try again later", retry=True, after=_retry_after(response)
-        )
+        return RemoteError(f"{said}; the server failed, try again later", retry=True, after=_retry_after(response))
     return RemoteError(f"{said}; the server refuses the request")
 
 

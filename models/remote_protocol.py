@@ -64,9 +64,7 @@ class StreamReader:
         try:
             body = json.loads(value)
         except ValueError:
-            raise RemoteError(
-                f"{self._endpoint.url} streamed something that is not JSON ({value[:80]!r})"
-            ) from None
+            raise RemoteError(f"{self._endpoint.url} streamed something that is not JSON ({value[:80]!r})") from None
         if isinstance(body, Mapping) and body.get("error"):
             error = body["error"]
             said = error.get("message", error) if isinstance(error, Mapping) else error
@@ -134,9 +132,7 @@ def _tool_calls(calls: Any, endpoint: Endpoint) -> tuple[list[dict[str, Any]], l
             good.append({"name": name, "args": arguments, "id": ident, "type": "tool_call"})
         else:
             error = "the arguments are no JSON object"
-            bad.append(
-                {"name": name, "args": str(text), "id": ident, "error": error, "type": "invalid_tool_call"}
-            )
+            bad.append({"name": name, "args": str(text), "id": ident, "error": error, "type": "invalid_tool_call"})
     return good, bad
 
 

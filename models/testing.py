@@ -46,14 +46,10 @@ def tiny_tokenizer(vocab_size: int = 512) -> Tokenizer:
         show_progress=False,
     )
     fast.train_from_iterator([_TEXT], trainer)
-    return Tokenizer(
-        fast.to_str(), eos="<|im_end|>", pad="<|endoftext|>", chat_template=_TEMPLATE, variables={}
-    )
+    return Tokenizer(fast.to_str(), eos="<|im_end|>", pad="<|endoftext|>", chat_template=_TEMPLATE, variables={})
 
 
-def tiny_checkpoint(
-    *, seed: int = 0, layers: int = 2, hidden: int = 32, max_positions: int = 4096
-) -> Checkpoint:
+def tiny_checkpoint(*, seed: int = 0, layers: int = 2, hidden: int = 32, max_positions: int = 4096) -> Checkpoint:
     """A random Llama with 4 heads over 2 key-value heads; equal arguments give equal weights."""
     tokenizer = tiny_tokenizer()
     config = DecoderConfig(

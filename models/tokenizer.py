@@ -57,9 +57,7 @@ class Tokenizer:
             raise RestillError(f"not a tokenizer.json that the tokenizers library reads: {error}") from error
         data = json.loads(hf_json)
         if data["model"]["type"] != "BPE":  # of others, not every token can be taken out
-            raise RestillError(
-                f"tokenizer model {data['model']['type']!r} is not supported; use a BPE tokenizer"
-            )
+            raise RestillError(f"tokenizer model {data['model']['type']!r} is not supported; use a BPE tokenizer")
         # Whitespace runs are added tokens in some vocabularies; they control nothing.
         added = data["added_tokens"]
         control = {t["content"]: t["id"] for t in added if t["special"] or t["content"].strip()}
@@ -236,9 +234,7 @@ class Tokenizer:
         from .chat_template import ChatTemplate
 
         if self.chat_template is None:
-            raise RestillError(
-                "this tokenizer has no chat template; use an instruct model, or set chat_template"
-            )
+            raise RestillError("this tokenizer has no chat template; use an instruct model, or set chat_template")
         return ChatTemplate(self.chat_template, self._variables)
 
     # -- helpers

@@ -28,9 +28,7 @@ class MicroBatcher(Generic[Item, Result]):
     loops in several threads may share one batcher; their batches run one after the other.
     """
 
-    def __init__(
-        self, function: Callable[[list[Item]], Sequence[Result | Exception]], *, max_batch: int = 256
-    ) -> None:
+    def __init__(self, function: Callable[[list[Item]], Sequence[Result | Exception]], *, max_batch: int = 256) -> None:
         self._function = function
         self._max_batch = max_batch
         self._queues: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue[Item, Result]]
@@ -64,9 +62,7 @@ class MicroBatcher(Generic[Item, Result]):
                     continue
                 futures = [future for _, future in batch]
                 try:
-                    results = await loop.run_in_executor(
-                        self._executor, self._function, [item for item, _ in batch]
-                    )
+                    results = await loop.run_in_executor(self._executor, self._function, [item for item, _ in batch])
                 except Exception as error:
                     for future in futures:
                         if not future.done():

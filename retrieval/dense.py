@@ -37,9 +37,7 @@ class DenseIndex:
         first = len(self)
         self._faiss.add_with_ids(vectors, np.arange(first, first + len(vectors), dtype=np.int64))
 
-    def search(
-        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
-    ) -> list[list[tuple[int, float]]]:
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> list[list[tuple[int, float]]]:
         """The ``k`` best (row, score) of each query ``[B, dim]``, best first, equal scores by row.
 
         Args:
@@ -67,9 +65,7 @@ class DenseIndex:
                 break
             fetch *= 4  # a tie reaches beyond what was fetched, and FAISS breaks ties at random
         order = np.lexsort((rows, -scores))[:, :k]
-        return [
-            [(int(rows[query, i]), float(scores[query, i])) for i in best] for query, best in enumerate(order)
-        ]
+        return [[(int(rows[query, i]), float(scores[query, i])) for i in best] for query, best in enumerate(order)]
 
     def to_bytes(self) -> bytes:
         """The index in FAISS's own file format."""

@@ -70,9 +70,7 @@ def _record(line: bytes, place: str, fallback_id: str) -> Document:
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise RestillError(
-            f"{place}: not UTF-8 (byte {error.start} of the line); convert the file"
-        ) from error
+        raise RestillError(f"{place}: not UTF-8 (byte {error.start} of the line); convert the file") from error
     except (ValueError, RecursionError) as error:
         raise RestillError(f"{place}: not a JSON object in one line ({error})") from error
     if not isinstance(record, dict):

@@ -108,9 +108,7 @@ class Retriever(BaseRetriever):
         return cls(index=index, encoder=model, k=k)
 
     @classmethod
-    def open(
-        cls, folder: str | os.PathLike[str], encoder: str | Encoder | None = None, *, k: int = 3
-    ) -> Retriever:
+    def open(cls, folder: str | os.PathLike[str], encoder: str | Encoder | None = None, *, k: int = 3) -> Retriever:
         """Open an index written by ``save``, with the encoder that it names unless another is given.
 
         Raises:
@@ -133,9 +131,7 @@ class Retriever(BaseRetriever):
         """SHA-256 over encoder and passages: equal fingerprints give equal results."""
         return self.index.fingerprint
 
-    def search(
-        self, queries: Sequence[str], *, k: int | None = None, where: Where | None = None
-    ) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], *, k: int | None = None, where: Where | None = None) -> list[list[Hit]]:
         """The ``k`` passages nearest to each query, best first; fewer if the collection has fewer.
 
         Args:

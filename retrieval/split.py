@@ -65,9 +65,7 @@ def split(document: Document, encoder: Encoder, *, max_tokens: int | None = None
     head = heading(document.title, encoder)
     budget = limit - encoder.count_tokens(f"{head}\n" if head else "")
     if budget < 4:
-        raise RestillError(
-            f"max_tokens={limit} leaves {budget} tokens for a passage's text; give at least 32"
-        )
+        raise RestillError(f"max_tokens={limit} leaves {budget} tokens for a passage's text; give at least 32")
     text = document.text
     ruler = _Ruler(text, encoder, budget)
     return [

@@ -28,9 +28,7 @@ def hint(question: Question) -> str:
     return f'Plan: {searches}; answer "{plan[-1]["yields"]}".'
 
 
-def expert(
-    question: Question, handles: Mapping[str, int] | None = None
-) -> list[tuple[str, str, dict[str, Any]]]:
+def expert(question: Question, handles: Mapping[str, int] | None = None) -> list[tuple[str, str, dict[str, Any]]]:
     """The steps of one who knows the plan: (thought, action name, arguments); the last action is ``finish``.
 
     Every thought says what the last search told and what is missing, in at most 15 words; the wording varies
@@ -68,7 +66,5 @@ def _thought(known: list[str], then: str, rng: random.Random) -> str:
 def _plan(question: Question) -> list[dict[str, str]]:
     plan = question.metadata.get("plan")
     if not plan:
-        raise RestillError(
-            f"question {question.id!r} has no plan in its metadata; take questions from World.generate"
-        )
+        raise RestillError(f"question {question.id!r} has no plan in its metadata; take questions from World.generate")
     return plan

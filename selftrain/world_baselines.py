@@ -36,9 +36,7 @@ def no_search(world: World) -> dict[str, float]:
         seen: defaultdict[Hashable, Counter[str]] = defaultdict(Counter)
         for question in world.train:
             seen[group(question)][question.answers[0]] += 1
-        guesses = [
-            max(seen[group(q)].items(), key=lambda kv: kv[1], default=("", 0))[0] for q in world.heldout
-        ]
+        guesses = [max(seen[group(q)].items(), key=lambda kv: kv[1], default=("", 0))[0] for q in world.heldout]
         scores[name] = _share([guess in q.answers for guess, q in zip(guesses, world.heldout, strict=True)])
     return scores
 
@@ -55,10 +53,7 @@ def top_passage(world: World, search: Search | None = None) -> float:
     best = search([question.question for question in world.heldout])
     return _share(
         [
-            any(
-                re.search(rf"\b{re.escape(answer)}\b", f"{document.title}: {document.text}")
-                for answer in q.answers
-            )
+            any(re.search(rf"\b{re.escape(answer)}\b", f"{document.title}: {document.text}") for answer in q.answers)
             for q, document in zip(world.heldout, best, strict=True)
         ]
     )

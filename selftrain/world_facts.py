@@ -92,10 +92,7 @@ def build(count: int, seed: int) -> list[Entity]:
     sizes[TOWN] = max(sizes[TOWN], sizes[REGION] + 2 * sizes[RIVER])
     sizes[FIRM] = max(sizes[FIRM], 4)
     sizes[PERSON] = count - sum(sizes.values())
-    of = {
-        kind: [Entity(maker.title(kind, number), kind) for number in range(size)]
-        for kind, size in sizes.items()
-    }
+    of = {kind: [Entity(maker.title(kind, number), kind) for number in range(size)] for kind, size in sizes.items()}
     _geography(of, rng)
     _people(of, rng)
     _things(of, rng)

@@ -15,9 +15,7 @@ _ENDS = "ane ask ath ell eth ick ilk ind ith ol olt om ond ost ova ow ul und".sp
 _PLACES = "combe dale fell firth ford garth haven holm mere mouth stead strand thorpe wick".split()
 _LANDS = "mark shire land moor wold".split()
 
-KINDS_OF_FIRM: Sequence[str] = (
-    "Works Press Mills Yard Tools Press Glass Yard Motors Press Foundry Yard".split()
-)
+KINDS_OF_FIRM: Sequence[str] = "Works Press Mills Yard Tools Press Glass Yard Motors Press Foundry Yard".split()
 """The last word of a firm's name, in turn: presses publish, yards build ships, the others make goods."""
 
 _LAST_WORDS = {
@@ -93,9 +91,7 @@ class NameMaker:
         if kind == PERSON:
             return f"{self._person_word()} {self._person_word()}"
         if kind == TOWN:
-            return self._word(
-                (_ONSETS, _VOWELS, ("b", "l", "ld", "m", "n", "nd", "r", "rn", "s", "v", "z"), _PLACES)
-            )
+            return self._word((_ONSETS, _VOWELS, ("b", "l", "ld", "m", "n", "nd", "r", "rn", "s", "v", "z"), _PLACES))
         if kind == REGION:
             return self._word((_ONSETS, _VOWELS, ("l", "m", "n", "nd", "r", "rd", "rn", "st", "v"), _LANDS))
         if kind == FIRM:
@@ -115,11 +111,7 @@ class NameMaker:
             attempt += 1
             word = "".join(self._rng.choice(part) for part in parts).capitalize()
             # A fresh beginning tells names apart best; a large World runs out of them and does without.
-            if (
-                word.lower() in REAL_WORDS
-                or _RUDE.search(word.lower())
-                or (attempt < 40 and word[:3] in self._starts)
-            ):
+            if word.lower() in REAL_WORDS or _RUDE.search(word.lower()) or (attempt < 40 and word[:3] in self._starts):
                 continue
             if not _deletions(word) & self._near:
                 self._take(word)
@@ -137,9 +129,7 @@ class NameMaker:
         if kind not in self._pairs:
             firsts, seconds = (self._rng.sample(words, len(words)) for words in (first, second))
             rounds = [
-                (f, seconds[(i + turn) % len(seconds)])
-                for turn in range(len(seconds))
-                for i, f in enumerate(firsts)
+                (f, seconds[(i + turn) % len(seconds)]) for turn in range(len(seconds)) for i, f in enumerate(firsts)
             ]
             self._pairs[kind] = rounds[::-1]
         while pairs := self._pairs[kind]:

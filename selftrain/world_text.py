@@ -195,9 +195,7 @@ def write(kind: str, facts: Mapping[str, str], names: Mapping[str, str], rng: ra
         numbers = {"few": rng.choice(_NUMBERS), "number": str(rng.randrange(20, 990))}
         line = asides.pop()
         lines.append(_fill(line, known | numbers))
-        asides = [
-            other for other in asides if other.split()[:2] != line.split()[:2]
-        ]  # not "It has … It has …"
+        asides = [other for other in asides if other.split()[:2] != line.split()[:2]]  # not "It has … It has …"
         more = False
     return " ".join(lines)
 

@@ -111,9 +111,7 @@ def test_every_public_name_loads_and_there_are_at_most_40():
 
 
 def test_type_checkers_see_the_same_names():
-    block = next(
-        node for node in ast.parse((ROOT / "__init__.py").read_text()).body if isinstance(node, ast.If)
-    )
+    block = next(node for node in ast.parse((ROOT / "__init__.py").read_text()).body if isinstance(node, ast.If))
     seen = {alias.asname: node.module for node in block.body for alias in node.names}
     assert seen == restill._HOME_OF
 

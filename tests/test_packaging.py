@@ -70,8 +70,7 @@ def test_the_listed_packages_are_those_on_disk():
     found = {"restill"}
     for package in CODE:
         found |= {
-            ".".join(("restill", *f.parent.relative_to(ROOT).parts))
-            for f in (ROOT / package).rglob("__init__.py")
+            ".".join(("restill", *f.parent.relative_to(ROOT).parts)) for f in (ROOT / package).rglob("__init__.py")
         }
     assert found == set(PROJECT["tool"]["setuptools"]["packages"])
 
@@ -117,17 +116,11 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     names = set(wheel.namelist())
     shipped = {name for name in names if name.endswith(".py")}
-    expected = {
-        f"restill/{f.relative_to(ROOT).as_posix()}"
-        for package in CODE
-        for f in (ROOT / package).rglob("*.py")
-    }
+    expected = {f"restill/{f.relative_to(ROOT).as_posix()}" for package in CODE for f in (ROOT / package).rglob("*.py")}
     expected |= {f"restill/{name}.py" for name in ("__init__", "cli", "console")}
     assert shipped == expected
     assert "restill/py.typed" in names and any(n.endswith("licenses/LICENSE") for n in names)
-    others = {
-        name.split("/")[1] for name in names if name.startswith("restill/") and not name.endswith(".py")
-    }
+    others = {name.split("/")[1] for name in names if name.startswith("restill/") and not name.endswith(".py")}
     assert others <= {"py.typed", "adapters"}
     assert {name.split("/")[0] for name in names} == {"restill", f"restill-{restill.__version__}.dist-info"}
 

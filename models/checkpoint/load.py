@@ -80,9 +80,7 @@ def load_encoder(name_or_path: str | Path, *, progress: Progress | None = None) 
     return EncoderCheckpoint(str(name_or_path), config, params, folder, _fingerprint(weight_files(folder)))
 
 
-def save_decoder_hf(
-    path: str | Path, config: DecoderConfig, params: Mapping[str, Any], tokenizer: Tokenizer
-) -> None:
+def save_decoder_hf(path: str | Path, config: DecoderConfig, params: Mapping[str, Any], tokenizer: Tokenizer) -> None:
     """Write a Hugging Face folder that transformers and `load_decoder` can open.
 
     Args:
@@ -104,9 +102,7 @@ def _locate(name_or_path: str | Path, kind: Literal["decoder", "encoder"], progr
     if source is not None:
         if source.kind != kind:
             names = sorted(n for n, s in REGISTRY.items() if s.kind == kind)
-            raise RestillError(
-                f"{name_or_path!r} is no {kind} but of kind {source.kind}; use {', '.join(names)}"
-            )
+            raise RestillError(f"{name_or_path!r} is no {kind} but of kind {source.kind}; use {', '.join(names)}")
         folder = pull(source.name, progress=progress)
         return folder / source.weights.name if source.weights.name.endswith(".gguf") else folder
     path = Path(name_or_path).expanduser()

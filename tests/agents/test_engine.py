@@ -35,18 +35,12 @@ def test_random_weights_under_the_grammar_make_turns_that_are_read(tmp_path, mod
         step_tokens=512,
         observation_tokens=64,
     )
-    run = rollout(
-        agent, ["Who built the engine?", "Who founded the firm?"], out=tmp_path, samples=2, deadline=None
-    )
+    run = rollout(agent, ["Who built the engine?", "Who founded the firm?"], out=tmp_path, samples=2, deadline=None)
     assert len(run) == 4
     for trajectory in run:
         assert trajectory.status in ("answered", "budget"), trajectory.error
         assert trajectory.model == "tiny" and trajectory.model_fingerprint == model.fingerprint
-        turns = [
-            (s, parse(s.sample.text, ["search"]))
-            for s in trajectory.steps
-            if s.sample.finish_reason == "stop"
-        ]
+        turns = [(s, parse(s.sample.text, ["search"])) for s in trajectory.steps if s.sample.finish_reason == "stop"]
         assert turns and all(turn.error is None or "Unicode" in turn.error for _, turn in turns)
         for step in trajectory.steps:
             assert len(step.sample.tokens) == len(step.sample.logprobs) == len(step.sample.sampled_logprobs)

@@ -41,9 +41,7 @@ from restill.models.errors import RestillError
         ("b", [], 0, 0),
     ],
 )
-def test_scores_are_squads_and_hotpotqas(
-    said: str | None, golds: list[str], em: float, overlap: float
-) -> None:
+def test_scores_are_squads_and_hotpotqas(said: str | None, golds: list[str], em: float, overlap: float) -> None:
     assert exact_match(said, golds) == em
     assert f1(said, golds) == pytest.approx(overlap)
 
@@ -84,9 +82,7 @@ def test_a_report_counts_forced_answers_apart(tmp_path: Path, search) -> None:
         return call("search", query="x") if stubborn and not last else answer("yes", 1)
 
     agent = ReActAgent(ScriptedModel(reply), [search], budget=Budget(steps=2))
-    questions = [
-        Question(id=name, question=f"What is {name}?", answers=["yes"], gold=["d1", "d9"]) for name in "abcd"
-    ]
+    questions = [Question(id=name, question=f"What is {name}?", answers=["yes"], gold=["d1", "d9"]) for name in "abcd"]
     report = evaluate(agent, questions, out=tmp_path)
     assert (report.em, report.em_unforced, report.answered, report.forced) == (1, 0.75, 0.75, 0.25)
     assert report.statuses == {"answered": 3, "budget": 1}
@@ -95,9 +91,7 @@ def test_a_report_counts_forced_answers_apart(tmp_path: Path, search) -> None:
     assert report.config["few_shot"] == 2 and report.missing == 0
     assert type(report).model_validate_json(report.model_dump_json()) == report
 
-    other = report.model_copy(
-        update={"rows": [row.model_copy(update={"em": 0.0}) for row in report.rows[:2]]}
-    )
+    other = report.model_copy(update={"rows": [row.model_copy(update={"em": 0.0}) for row in report.rows[:2]]})
     assert report.difference(other) == (1.0, (1.0, 1.0))
 
 

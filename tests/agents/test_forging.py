@@ -24,9 +24,7 @@ FAKES = [
 ]
 
 
-def _run(
-    tokenizer: Any, text: str, *, question: str = "What?"
-) -> tuple[Trajectory, ScriptedModel, list[str]]:
+def _run(tokenizer: Any, text: str, *, question: str = "What?") -> tuple[Trajectory, ScriptedModel, list[str]]:
     called: list[str] = []
 
     async def search(query: str) -> list[Any]:

@@ -41,9 +41,7 @@ _any_arguments = st.one_of(*_calls_of.values(), st.dictionaries(_words, _json, m
 _good = st.sampled_from(["search", "add", "fail", "search", "add", "fail", "finish"]).flatmap(
     lambda name: st.builds(write_turn, st.just("t"), st.just(name), _calls_of[name])
 )
-_close = st.builds(
-    lambda t, n, a: f"Thought: {t}\nAction: {n} {json.dumps(a)}", _words, _names, _any_arguments
-)
+_close = st.builds(lambda t, n, a: f"Thought: {t}\nAction: {n} {json.dumps(a)}", _words, _names, _any_arguments)
 _broken = st.builds(lambda turn, cut, more: turn[:cut] + more, _close | _good, st.integers(0, 120), _words)
 _deep = st.builds(
     lambda n, c: 'Thought: a\nAction: search {"query": ' + c * n, st.integers(0, 3000), st.sampled_from('[{"')
@@ -108,9 +106,7 @@ def test_ten_thousand_model_outputs_break_neither_parser_nor_loop() -> None:
 def _one_run(data: st.DataObject, budget: Budget) -> None:
     _calls.clear()
     model = _model(data)
-    agent = ReActAgent(
-        model, [search, add, fail], few_shot=0, budget=budget, observation_tokens=120, step_tokens=200
-    )
+    agent = ReActAgent(model, [search, add, fail], few_shot=0, budget=budget, observation_tokens=120, step_tokens=200)
     trajectory = asyncio.run(agent.arun("What?", seed=1))
     _check(trajectory, budget, model)
     _through.update(outputs=len(trajectory.steps), forced=trajectory.forced)
@@ -137,9 +133,7 @@ def _check(trajectory: Trajectory, budget: Budget, model: ScriptedModel) -> None
         assert len(trajectory.token_ids()) <= budget.tokens
     # What is logged is what was asked, and it survives the file.
     assert [list(r.prompt) for r in model.requests] == list(trajectory.prompts())
-    assert (
-        sum(trajectory.loss_mask()) == trajectory.usage.generated == sum(len(s.sample.tokens) for s in steps)
-    )
+    assert sum(trajectory.loss_mask()) == trajectory.usage.generated == sum(len(s.sample.tokens) for s in steps)
     assert Trajectory.from_json(trajectory.to_json()) == trajectory
     known = {p.handle for p in trajectory.passages()}
     assert not known & set(trajectory.dropped_citations)

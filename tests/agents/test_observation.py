@@ -17,10 +17,7 @@ def _ok(*passages: tuple[str, str]) -> ToolResult:
 
 def test_passages_are_numbered_and_their_titles_not_repeated() -> None:
     result = _ok(("Rome", "It is a\n city."), ("Oslo", "OSLO is cold."), ("", "No\ttitle\x00\u2028here."))
-    assert (
-        render_observation(result, 4)
-        == "Observation: [4] Rome: It is a city. [5] OSLO is cold. [6] No title here."
-    )
+    assert render_observation(result, 4) == "Observation: [4] Rome: It is a city. [5] OSLO is cold. [6] No title here."
 
 
 def test_failures_and_empty_results_are_said() -> None:

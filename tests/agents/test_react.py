@@ -32,9 +32,7 @@ def model(*replies: Any, **options: Any) -> ScriptedModel:
 
 
 def test_a_question_is_answered_with_citations(search) -> None:
-    result = ReActAgent(model(call("search", query="Rome"), answer("a city", 2, 2, 9)), [search]).invoke(
-        "What?"
-    )
+    result = ReActAgent(model(call("search", query="Rome"), answer("a city", 2, 2, 9)), [search]).invoke("What?")
     assert (result.answer, result.status) == ("a city", "answered")
     assert [c.doc_id for c in result.citations] == ["d2"]
     assert (result.citations[0].start, result.citations[0].end) == (7, 7 + len("A text about Rome."))
@@ -98,9 +96,7 @@ def test_bad_turns_cost_a_step_and_are_answered(search) -> None:
 
 
 def test_a_turn_that_is_too_long_is_cut_and_answered(search) -> None:
-    agent = ReActAgent(
-        model(call("search", thought="a" * 300, query="a"), answer("x")), [search], step_tokens=100
-    )
+    agent = ReActAgent(model(call("search", thought="a" * 300, query="a"), answer("x")), [search], step_tokens=100)
     trajectory = agent.invoke("What?").trajectory
     assert trajectory.status == "answered"
     assert "cut off after 100 tokens" in trajectory.steps[0].observation.text
@@ -180,9 +176,7 @@ def test_the_deadline_is_hard(search, where: str) -> None:
         (TimeoutError("model"), "TimeoutError: model"),
         (RestillError("the engine is closed"), "the engine is closed"),
         (
-            Completion(
-                tokens=(), text="", logprobs=(), sampled_logprobs=(), finish_reason="error", error="oom"
-            ),
+            Completion(tokens=(), text="", logprobs=(), sampled_logprobs=(), finish_reason="error", error="oom"),
             "oom",
         ),
     ],
@@ -318,7 +312,5 @@ def test_any_chat_model_works_in_text(search) -> None:
     assert (trajectory.status, trajectory.answer, trajectory.text_only) == ("answered", "x", True)
     assert trajectory.citations[0].doc_id == "d1"
     assert trajectory.token_ids() == [] == trajectory.loss_mask()
-    endless = ReActAgent(FakeListChatModel(responses=replies[:1]), [search], budget=Budget(steps=2)).invoke(
-        "What?"
-    )
+    endless = ReActAgent(FakeListChatModel(responses=replies[:1]), [search], budget=Budget(steps=2)).invoke("What?")
     assert (endless.status, endless.answer) == ("budget", None)

@@ -205,9 +205,7 @@ def test_kill_9_loses_changes_and_repeats_nothing(tmp_path: Path) -> None:
         time.sleep(rng.uniform(0.02, 0.25))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        held = (
-            {t.question_id: t.to_json() for t in Run.open(tmp_path / "killed")} if _exists(tmp_path) else {}
-        )
+        held = {t.question_id: t.to_json() for t in Run.open(tmp_path / "killed")} if _exists(tmp_path) else {}
         assert kept.items() <= held.items(), "a finished trajectory was lost or changed"
         kept = held
         phases.append(len(held))

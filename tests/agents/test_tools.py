@@ -25,9 +25,7 @@ class Point(BaseModel):
     y: int = 0
 
 
-def everything(
-    n: int, kind: Literal["a", "b"] = "a", where: Point | None = None, schema: str = "s"
-) -> dict[str, Any]:
+def everything(n: int, kind: Literal["a", "b"] = "a", where: Point | None = None, schema: str = "s") -> dict[str, Any]:
     """First paragraph,
     on two lines.
 
@@ -251,7 +249,5 @@ def test_a_langchain_tool_with_a_json_schema_or_an_artifact() -> None:
         "required": ["query"],
         "title": "bare",
     }
-    bare = StructuredTool(
-        name="bare", description="Bare.", args_schema=schema, func=lambda query: query + "!"
-    )
+    bare = StructuredTool(name="bare", description="Bare.", args_schema=schema, func=lambda query: query + "!")
     assert call(bare, query="q").text == "q!"

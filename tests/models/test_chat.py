@@ -32,9 +32,7 @@ def adapter(tmp_path):
         for i in range(checkpoint.config.num_layers):
             leaves[f"layers.{i}.q.a"] = rng.normal(size=(32, 4)).astype(np.float32)
             leaves[f"layers.{i}.q.b"] = rng.normal(size=(4, 32)).astype(np.float32)
-        save_peft(
-            tmp_path / "ad", leaves, checkpoint.config, alpha=8.0, manifest={"base": "tiny", **manifest}
-        )
+        save_peft(tmp_path / "ad", leaves, checkpoint.config, alpha=8.0, manifest={"base": "tiny", **manifest})
         return tmp_path / "ad"
 
     return save

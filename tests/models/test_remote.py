@@ -67,9 +67,7 @@ def answering(*responses):
 
 def test_the_request_carries_messages_options_and_key():
     handle = answering(ANSWER)
-    answer = model(handle, temperature=0.5).invoke(
-        [HumanMessage("Capital?")], stop=["\n"], max_tokens=9, seed=3
-    )
+    answer = model(handle, temperature=0.5).invoke([HumanMessage("Capital?")], stop=["\n"], max_tokens=9, seed=3)
     (request,) = handle.seen
     assert str(request.url) == "http://host/v1/chat/completions"
     assert request.headers["authorization"] == "Bearer secret"
@@ -106,9 +104,7 @@ def test_a_spec_names_server_and_model():
 def test_tool_calls_go_out_and_come_back():
     call = {"id": "1", "function": {"name": "search", "arguments": '{"query": "x"}'}}
     bad = {"id": "2", "function": {"name": "search", "arguments": "{oops"}}
-    body = {
-        "choices": [{"message": {"content": None, "tool_calls": [call, bad]}, "finish_reason": "tool_calls"}]
-    }
+    body = {"choices": [{"message": {"content": None, "tool_calls": [call, bad]}, "finish_reason": "tool_calls"}]}
     handle = answering(body)
 
     def search(query: str) -> str:
@@ -253,9 +249,7 @@ async def test_a_broken_stream_fails_after_its_first_text(body, sentence, waits)
 
 def test_a_stream_is_retried_only_before_its_first_text(waits):
     good = events(delta(content="Paris"), delta("stop"))
-    handle = answering(
-        httpx.Response(503), httpx.Response(200, content=b""), httpx.Response(200, content=good)
-    )
+    handle = answering(httpx.Response(503), httpx.Response(200, content=b""), httpx.Response(200, content=good))
     assert "".join(p.content for p in model(handle).stream("Hi")) == "Paris"
     assert len(handle.seen) == 3 == len(waits) + 1
 

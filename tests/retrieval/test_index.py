@@ -58,9 +58,7 @@ def test_saving_replaces_an_index_and_nothing_else(tmp_path: Path, encoder, inde
 
 
 @pytest.mark.parametrize("failing", ["fsync", "rename"])
-def test_a_full_disk_leaves_the_old_index(
-    tmp_path: Path, encoder, index: Index, failing: str, monkeypatch
-) -> None:
+def test_a_full_disk_leaves_the_old_index(tmp_path: Path, encoder, index: Index, failing: str, monkeypatch) -> None:
     folder = index.save(tmp_path / "index")
     calls = []
 
@@ -80,9 +78,7 @@ def test_a_full_disk_leaves_the_old_index(
 
 @pytest.mark.parametrize("name", ["chunks.jsonl", "vectors.faiss"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_damage_is_found_before_a_file_is_parsed(
-    tmp_path: Path, index: Index, name: str, damage: str
-) -> None:
+def test_damage_is_found_before_a_file_is_parsed(tmp_path: Path, index: Index, name: str, damage: str) -> None:
     file = index.save(tmp_path / "index") / name
     data = file.read_bytes()
     if damage == "remove":

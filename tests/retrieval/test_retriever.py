@@ -27,9 +27,7 @@ FACTS = [
     "Tarn sells maps",
 ]
 DOCUMENTS = [
-    Document(
-        id=f"d{n}", title=f"Fact {n}", text=fact, metadata={"n": n, "tags": ["odd" if n % 2 else "even"]}
-    )
+    Document(id=f"d{n}", title=f"Fact {n}", text=fact, metadata={"n": n, "tags": ["odd" if n % 2 else "even"]})
     for n, fact in enumerate(FACTS)
 ]
 
@@ -72,9 +70,7 @@ def test_bad_arguments_are_named(retriever: Retriever, arguments: dict, words: s
 
 @pytest.fixture(scope="module")
 def numbered(make_encoder) -> Retriever:
-    documents = [
-        {"_id": str(n), "text": f"word{n % 7} and word{n % 5}", "metadata": {"n": n}} for n in range(200)
-    ]
+    documents = [{"_id": str(n), "text": f"word{n % 7} and word{n % 5}", "metadata": {"n": n}} for n in range(200)]
     return Retriever.from_documents(documents, make_encoder())
 
 
@@ -257,10 +253,7 @@ def test_titles_resolve_to_all_documents_that_bear_them(encoder) -> None:
 
 def test_the_types_load_neither_faiss_nor_langchain() -> None:
     code = "import sys, restill.retrieval.types; print({'faiss', 'langchain_core', 'jax'} & set(sys.modules))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "set()\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 @pytest.mark.slow

@@ -68,8 +68,7 @@ def test_paragraphs_are_kept_together_where_they_fit(make_encoder) -> None:
 
 def test_equal_content_has_an_equal_hash_and_another_title_another(encoder) -> None:
     one, same, other = (
-        split(Document(id=i, title=t, text="text"), encoder)[0]
-        for i, t in [("1", "A"), ("2", "A"), ("3", "B")]
+        split(Document(id=i, title=t, text="text"), encoder)[0] for i, t in [("1", "A"), ("2", "A"), ("3", "B")]
     )
     assert one.content_hash == same.content_hash != other.content_hash
 

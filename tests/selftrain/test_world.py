@@ -36,9 +36,7 @@ def solve(world: World, question: Question) -> set[str]:
     """Every answer the fact triples allow, found by scanning all of them for each hop."""
     reached = {question.metadata["plan"][0]["entity"]}
     for relation in question.metadata["chain"]:
-        reached = {
-            fact.object for fact in world.facts if fact.relation == relation and fact.subject in reached
-        }
+        reached = {fact.object for fact in world.facts if fact.relation == relation and fact.subject in reached}
     return reached
 
 
@@ -64,9 +62,7 @@ def test_titles_are_unique_and_not_confusable(seed: int) -> None:
     titles = [document.title for document in documents]
     assert len(set(titles)) == len({d.id for d in documents}) == len(titles) == 200
     invented = [
-        t.split()[0]
-        for t, d in zip(titles, documents, strict=True)
-        if d.metadata["kind"] not in ("book", "ship")
+        t.split()[0] for t, d in zip(titles, documents, strict=True) if d.metadata["kind"] not in ("book", "ship")
     ]
     invented += [d.title.split()[1] for d in documents if d.metadata["kind"] == "person"]
     assert not any(within_one_edit(a, b) for i, a in enumerate(invented) for b in invented[:i])
@@ -276,9 +272,7 @@ def test_too_many_questions_are_refused_with_a_size_that_does() -> None:
     assert len(World.generate(entities=enough, train=600, heldout=300).heldout) == 300
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"entities": 10}, {"train": -1}, {"hops": {}}, {"hops": {5: 1}}, {"hops": {1: -1}}]
-)
+@pytest.mark.parametrize("wrong", [{"entities": 10}, {"train": -1}, {"hops": {}}, {"hops": {5: 1}}, {"hops": {1: -1}}])
 def test_numbers_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(RestillError):
         World.generate(**wrong)
