@@ -1,8 +1,8 @@
 """Kill -9 at random moments: is anything lost, changed or done twice?
 
-Rollout: killed N times; every finished trajectory must stay byte for byte where it was, no key may finish twice, and
-what is redone must carry the seed it would have had. Training: killed N times; the adapter must equal, bit for bit,
-that of a run nobody touched. Moments are drawn uniformly over an untouched run's duration.
+N rollouts, each killed once and resumed: every finished trajectory must stay byte for byte where it was, no key may
+finish twice, and what is redone must carry the seed it would have had. N trainings, each killed once and resumed: the
+adapter must equal, bit for bit, that of a run nobody touched. Moments are uniform over an untouched run's duration.
 
     python benchmarks/kill.py --out runs/kill
 """
@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -61,65 +60,66 @@ def child(phase: str, out: Path, questions: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command)
 
 
-def run_killed(phase: str, out: Path, questions: int, times: list[float], after: Callable[[], str]) -> None:
-    """Start the child, kill it after each of ``times``, then let it end; ``after`` looks at the disk."""
-    for seconds in times:
-        process = child(phase, out, questions)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        print(f"{phase} killed at {seconds:.1f} s: {after()}", flush=True)
+def kill_once(phase: str, out: Path, questions: int, seconds: float) -> None:
+    """Start the child, kill it after ``seconds``."""
+    process = child(phase, out, questions)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def timed(phase: str, out: Path, questions: int) -> float:
+    """Run the child to its end; returns the seconds it took."""
+    started = time.monotonic()
     if child(phase, out, questions).wait() != 0:
-        raise SystemExit(f"{phase} did not recover")
+        raise SystemExit(f"{phase} failed in {out}")
+    return time.monotonic() - started
 
 
 def check_rollout(out: Path, kills: int, questions: int, rng: random.Random) -> list[str]:
-    """What went wrong with a rollout killed so often."""
+    """What went wrong with rollouts killed once each."""
     wrong = []
-    started = time.monotonic()
-    child("rollout", out / "whole", questions).wait()
-    span = time.monotonic() - started
-    log = out / "killed" / "run" / "trajectories-0-of-1.jsonl"
-    kept: list[bytes] = []
-
-    def after() -> str:
-        lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
+    span = timed("rollout", out / "rollout", questions)
+    log = Path("run") / "trajectories-0-of-1.jsonl"
+    whole = [json.loads(line) for line in (out / "rollout" / log).read_bytes().splitlines()]
+    for number in range(kills):
+        folder, seconds = out / f"rollout-{number}", rng.uniform(0, span)
+        kill_once("rollout", folder, questions, seconds)
+        kept = (folder / log).read_bytes().split(b"\n")[:-1] if (folder / log).exists() else []
+        print(f"rollout killed at {seconds:.1f} of {span:.1f} s: {len(kept)} trajectories on disk", flush=True)
+        timed("rollout", folder, questions)
+        lines = (folder / log).read_bytes().splitlines()
+        rows = [json.loads(line) for line in lines]
+        finished = Counter(r["question_key"] for r in rows if r["status"] in ("answered", "budget"))
         if lines[: len(kept)] != kept:
-            wrong.append("a finished trajectory was lost or changed")
-        kept[:] = lines
-        return f"{len(kept)} trajectories on disk"
-
-    run_killed("rollout", out / "killed", questions, [rng.uniform(0, span) for _ in range(kills)], after)
-    rows = [json.loads(line) for line in log.read_bytes().splitlines()]
-    whole = [json.loads(line) for line in (out / "whole" / "run" / log.name).read_bytes().splitlines()]
-    finished = Counter(r["question_key"] for r in rows if r["status"] in ("answered", "budget"))
-    if set(finished.values()) != {1} or len(finished) != questions:
-        wrong.append(f"{questions} questions, finished {dict(Counter(finished.values()))} times")
-    if {(r["question_key"], r["seed"]) for r in rows} != {(r["question_key"], r["seed"]) for r in whole}:
-        wrong.append("a redone trajectory has another seed")
+            wrong.append(f"rollout {number}: a finished trajectory was lost or changed")
+        if set(finished.values()) != {1} or len(finished) != questions:
+            wrong.append(f"rollout {number}: of {questions} questions {len(finished)} finished, some more than once")
+        if {(r["question_key"], r["seed"]) for r in rows} != {(r["question_key"], r["seed"]) for r in whole}:
+            wrong.append(f"rollout {number}: a redone trajectory has another seed")
     return wrong
 
 
 def check_training(out: Path, kills: int, questions: int, rng: random.Random) -> list[str]:
-    """What went wrong with a training killed so often."""
-    whole, killed = out / "whole-training", out / "killed-training"
-    for folder in (whole, killed):
-        child("train", folder, questions).wait()  # the first run makes the mixture
-    started = time.monotonic()
-    child("train", whole, questions).wait()
-    span = time.monotonic() - started
-
-    def after() -> str:
-        if (killed / "adapter").is_dir():
-            return "finished"
-        log = killed / "adapter.training" / "train_log.jsonl"
-        return f"{len(log.read_bytes().splitlines()) if log.exists() else 0} steps logged"
-
-    run_killed("train", killed, questions, [rng.uniform(0, span) for _ in range(kills)], after)
-    weights = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (whole, killed)]
-    return [] if weights[0] == weights[1] else ["the killed training ended with another adapter"]
+    """What went wrong with trainings killed once each."""
+    wrong, whole = [], out / "train"
+    timed("train", whole, questions)  # makes the mixture
+    span = timed("train", whole, questions)
+    weights = (whole / "adapter" / "adapter_model.safetensors").read_bytes()
+    for number in range(kills):
+        folder, seconds = out / f"train-{number}", rng.uniform(0, span)
+        folder.mkdir(parents=True)
+        shutil.copy(whole / "mixture.jsonl", folder)
+        kill_once("train", folder, questions, seconds)
+        log = folder / "adapter.training" / "train_log.jsonl"
+        steps = len(log.read_bytes().splitlines()) if log.exists() else 0
+        print(f"training killed at {seconds:.1f} of {span:.1f} s: {steps} steps logged", flush=True)
+        timed("train", folder, questions)
+        if (folder / "adapter" / "adapter_model.safetensors").read_bytes() != weights:
+            wrong.append(f"training {number}: ended with another adapter")
+    return wrong
 
 
 def main(
