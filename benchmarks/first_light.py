@@ -5,6 +5,9 @@ reward filter kept); and a control (the same pilot trained on equally many rollo
 Each seed has its own World. Killed at any time, the same command goes on.
 
     python benchmarks/first_light.py --out runs/first-light
+
+Seeds are independent: on a machine of few cores, `taskset -c N python benchmarks/first_light.py --only SEED` in
+parallel, then the plain command for the table, is the fastest way.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
     heldout: Annotated[int, typer.Option(help="Held-out questions a seed.")] = 300,
     train: Annotated[int, typer.Option(help="Training questions a seed.")] = 300,
+    only: Annotated[int | None, typer.Option(help="Run this seed and print nothing: one process per core.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One seed, 20 questions: does it run?")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the measures here, flat.")] = None,
 ) -> None:
@@ -59,6 +63,9 @@ def main(
     if quick:
         seeds, heldout, train, out = 1, 20, 40, out.with_name(out.name + "-quick")
     enable_compile_cache()
+    if only is not None:
+        run_seed(only, out, heldout, train)
+        return
     scores: dict[str, list[float]] = {arm: [] for arm in ARMS}
     per_seed: dict[str, float] = {}
     for seed in range(1, seeds + 1):
