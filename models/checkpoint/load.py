@@ -14,6 +14,7 @@ import numpy as np
 from ..config import DecoderConfig
 from ..errors import RestillError
 from ..tokenizer import Tokenizer
+from .converted import read_converted, write_converted
 from .gguf import GgufFile
 from .pull import REGISTRY, Progress, pull, sha256_of
 from .safetensors import load_decoder_folder, read_json, read_tensors, save_decoder_folder, weight_files
@@ -56,9 +57,7 @@ def load_decoder(name_or_path: str | Path, *, progress: Progress | None = None) 
         config, params = load_decoder_folder(path)
         tokenizer, fingerprint = Tokenizer.from_dir(path), _fingerprint(weight_files(path))
     else:
-        gguf = GgufFile(path)
-        config, params, tokenizer = gguf.config, gguf.params(), Tokenizer.from_gguf(gguf)
-        fingerprint = _fingerprint([path])
+        config, params, tokenizer, fingerprint = _load_gguf(path)
     _check(config, params, path)
     return Checkpoint(str(name_or_path), config, params, tokenizer, fingerprint)
 
@@ -94,6 +93,19 @@ def save_decoder_hf(path: str | Path, config: DecoderConfig, params: Mapping[str
     (path / "tokenizer.json").write_text(tokenizer.hf_json, encoding="utf-8")
     text = json.dumps(tokenizer.hf_config(), indent=2, ensure_ascii=False)
     (path / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _load_gguf(path: Path) -> tuple[DecoderConfig, dict[str, np.ndarray], Tokenizer, str]:
+    if not path.is_file():
+        raise RestillError(f"no such file: {path}; give the path of a .gguf file")
+    fingerprint = _fingerprint([path])
+    kept = read_converted(fingerprint)
+    if kept is not None:
+        return *kept, fingerprint
+    gguf = GgufFile(path)
+    config, params, tokenizer = gguf.config, gguf.params(), Tokenizer.from_gguf(gguf)
+    write_converted(fingerprint, config, params, tokenizer)
+    return config, params, tokenizer, fingerprint
 
 
 def _locate(name_or_path: str | Path, kind: Literal["decoder", "encoder"], progress: Progress | None) -> Path:

@@ -24,6 +24,12 @@ NAMES |= {"mlp_norm": "ffn_norm", "gate": "ffn_gate", "up": "ffn_up", "down": "f
 TOP = {"embed": "token_embd", "norm": "output_norm", "lm_head": "output"}
 
 
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of these files does not land in the user's home."""
+    monkeypatch.setenv("RESTILL_HOME", str(tmp_path / "home"))
+
+
 def permute(rows: np.ndarray, heads: int) -> np.ndarray:
     """Half rotation to interleaved pairs, as llama.cpp's converter does."""
     return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
@@ -112,3 +118,33 @@ def test_a_cut_file_is_refused(tmp_path: Path, length: int) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RestillError, match="no such file"):
         GgufFile(tmp_path / "none.gguf")
+
+
+def test_a_second_open_reads_what_the_first_unpacked_and_equals_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "m.gguf", Kind.Q8_0)
+    first = load_decoder(tmp_path / "m.gguf")
+    monkeypatch.setattr(GgufFile, "params", lambda self: pytest.fail("the GGUF was unpacked again"))
+    again = load_decoder(tmp_path / "m.gguf")
+    assert (again.config, again.fingerprint) == (first.config, first.fingerprint)
+    assert again.tokenizer.fingerprint == first.tokenizer.fingerprint
+    assert all(np.array_equal(again.params[name], leaf) for name, leaf in first.params.items())
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "converted.json", "tokenizer.json"])
+def test_a_damaged_unpacked_copy_is_made_again(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "m.gguf", Kind.Q8_0)
+    first = load_decoder(tmp_path / "m.gguf")
+    kept = next((tmp_path / "home" / "converted").glob(f"*/{name}"))
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: len(whole) // 2])
+    again = load_decoder(tmp_path / "m.gguf")
+    assert all(np.array_equal(again.params[key], leaf) for key, leaf in first.params.items())
+    assert kept.read_bytes() == whole
+
+
+def test_a_full_disk_costs_the_unpacked_copy_not_the_model(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", Kind.Q8_0)
+    (tmp_path / "home").write_text("no folder can be made here")
+    assert load_decoder(tmp_path / "m.gguf").config.num_layers == 2
