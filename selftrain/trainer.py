@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 class TrainConfig:
     """How to train.
 
+    The defaults suit a hundred or so trajectories: many small steps beat few large ones (docs/first_light.md).
     Only ``rows``, ``row_length``, ``rank``, ``frozen_layers`` and ``method`` shape the compiled program.
 
     Attributes:
@@ -49,11 +50,11 @@ class TrainConfig:
     method: Literal["lora", "full"] = "lora"
     rank: int = 16
     alpha: float = 32.0
-    lr: float = 1e-3
+    lr: float = 2e-3
     epochs: int = 2
-    rows: int = 2
+    rows: int = 1
     row_length: int = 1024
-    accumulate: int = 2
+    accumulate: int = 1
     warmup: float = 0.05
     weight_decay: float = 0.0
     clip: float = 1.0
