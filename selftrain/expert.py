@@ -68,7 +68,8 @@ class ExpertModel:
 def gold_script(question: Question, handles: Mapping[str, int]) -> list[Turn]:
     """The World's plan, or for any labelled question: look up each gold title, then answer.
 
-    A title that the question names comes first, since only the other has to be found through it.
+    A title that the question names comes first, since only the other has to be found through it. Where it names
+    none, the first search is for the question itself: nobody could guess the title.
 
     Raises:
         RestillError: the question has neither a plan nor gold titles, or no answer.
@@ -81,8 +82,12 @@ def gold_script(question: Question, handles: Mapping[str, int]) -> list[Turn]:
         raise RestillError(f"question {question.id!r} has no gold_titles or no answers; the expert needs both")
     turns: list[Turn] = []
     for number, title in enumerate(titles):
-        thought = f"I need to read about {title}." if not number else f"Next I need to read about {title}."
-        turns.append((thought, "search", {"query": title}))
+        if number:
+            turns.append((f"Next I need to read about {title}.", "search", {"query": title}))
+        elif _named(title, question):
+            turns.append((f"I need to read about {title}.", "search", {"query": title}))
+        else:
+            turns.append(("I need a passage that answers this.", "search", {"query": question.question}))
     citations = [handles[t] for t in titles if t in handles]
     thought = f"The passages show that the answer is {question.answers[0]}."
     return [*turns, (thought, "finish", {"answer": question.answers[0], "citations": citations})]
@@ -91,14 +96,12 @@ def gold_script(question: Question, handles: Mapping[str, int]) -> list[Turn]:
 def _titles(question: Question) -> list[str]:
     if plan := question.metadata.get("plan"):
         return [step["entity"] for step in plan]
-    text = question.question.lower()
-    named = {t: _plain(t).lower() in text for t in question.gold_titles}
-    return sorted(question.gold_titles, key=lambda t: not named[t])
+    return sorted(question.gold_titles, key=lambda t: not _named(t, question))
 
 
-def _plain(title: str) -> str:
+def _named(title: str, question: Question) -> bool:
     """``Ed Wood (film)`` is asked for as ``Ed Wood``."""
-    return re.sub(r"\s*\([^)]*\)$", "", title)
+    return re.sub(r"\s*\([^)]*\)$", "", title).lower() in question.question.lower()
 
 
 def _handles(question: Question, text: str) -> dict[str, int]:

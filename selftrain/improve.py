@@ -35,7 +35,7 @@ from .feedback import GoldRanker
 from .files import hash_json, read_json, write_atomic, write_json
 from .job import Job
 from .mixture import Mixture
-from .pilot import Pilot
+from .pilot import Pilot, grounded
 from .report import Arm, Report, differences
 from .rest import Kept, ReST, select, select_random
 from .trainer import TrainConfig, Trainer
@@ -164,8 +164,8 @@ class _Improvement:
         run, content = self._rollout("pilot", pilot.guided(self.agent, chosen), chosen, pilot.samples)
 
         def right(trajectories: list[Trajectory]) -> list[Kept]:
-            kept = select(GoldRanker(), chosen, trajectories, keep_per_question=pilot.samples)
-            return kept[: pilot.most]
+            read = filter(grounded, trajectories)
+            return select(GoldRanker(), chosen, read, keep_per_question=pilot.samples)[: pilot.most]
 
         return self._mixture("pilot", run, content, right, None)
 

@@ -1,7 +1,7 @@
 """The pilot: a first adapter from few guided trajectories, so that the loop has something to improve.
 
 Guided means that the agent runs as always, tools and observations included, but either sees a hint that is
-never stored, or the scripted expert writes its turns. What is kept must have the right answer.
+never stored, or the scripted expert writes its turns. What is kept must have the right answer, and have read it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 from ..agents.question import Question
 from ..agents.react import ReActAgent
+from ..agents.scores import normalise
+from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from .expert import ExpertModel, gold_script
 from .guide import hint as world_hint
@@ -76,6 +78,16 @@ class Pilot:
         except RestillError:
             return False
         return True
+
+
+def grounded(trajectory: Trajectory) -> bool:
+    """Whether the answer stands in what the agent read (yes and no stand nowhere, and pass).
+
+    A guide knows the answer also where the search did not find it; imitating that would teach to invent.
+    """
+    answer = normalise(trajectory.answer or "")
+    read = (step.observation.text for step in trajectory.steps if step.observation is not None)
+    return answer in ("yes", "no") or any(f" {answer} " in f" {normalise(text)} " for text in read)
 
 
 def gold_hint(question: Question) -> str:

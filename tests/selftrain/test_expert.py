@@ -13,6 +13,7 @@ from restill.agents.testing import ByteTokenizer
 from restill.models.errors import RestillError
 from restill.retrieval.types import Chunk, Hit
 from restill.selftrain.expert import ExpertModel, gold_script
+from restill.selftrain.pilot import grounded
 from restill.selftrain.world import World
 
 
@@ -41,6 +42,18 @@ def test_on_a_world_the_expert_is_right_and_cites_every_document_of_the_chain(tm
         assert [c.doc_id for c in trajectory.citations] == question.gold
         prompt = ByteTokenizer().decode(trajectory.token_ids()).split("<|im_start|>assistant")[0]
         assert question.answers[0] not in prompt and "Plan:" not in prompt
+        assert grounded(trajectory)
+
+
+def test_an_answer_that_no_search_found_is_not_grounded(tmp_path: Path) -> None:
+    world = World.generate(entities=100, train=30, heldout=10)
+
+    def search(query: str) -> str:
+        """Find passages."""
+        return "Nothing of the kind is known."
+
+    agent = ReActAgent(ExpertModel(ByteTokenizer(), world.train), [search], few_shot=0)
+    assert not any(grounded(t) for t in rollout(agent, world.train, out=tmp_path / "run"))
 
 
 def test_a_labelled_question_is_looked_up_by_its_titles_the_named_one_first() -> None:
@@ -50,6 +63,11 @@ def test_a_labelled_question_is_looked_up_by_its_titles_the_named_one_first() ->
     turns = gold_script(question, {"Tim Burton": 3, "Ed Wood (film)": 1})
     assert [t[2] for t in turns[:2]] == [{"query": "Ed Wood (film)"}, {"query": "Tim Burton"}]
     assert turns[-1][1:] == ("finish", {"answer": "Tim Burton", "citations": [1, 3]})
+
+
+def test_a_title_that_nobody_could_guess_is_found_through_the_question() -> None:
+    question = Question(id="q", question="How many sacks were there?", answers=["11"], gold_titles=["Super Bowl 50"])
+    assert gold_script(question, {"Super Bowl 50": 1})[0][2] == {"query": "How many sacks were there?"}
 
 
 def test_without_titles_or_answers_there_is_no_expert() -> None:
