@@ -14,7 +14,7 @@ from ..models.errors import RestillError
 
 if TYPE_CHECKING:
     from ..agents.react import ReActAgent
-    from ..models.engine.engine import Precision
+    from ..models.engine.precision import Precision
     from ..retrieval.retriever import Retriever
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -35,7 +35,7 @@ AdapterOption = Annotated[
     str | None,
     typer.Option(help="LoRA adapter: a name or a folder.", rich_help_panel=_M),
 ]
-PrecisionOption = Annotated[str, typer.Option(help="auto, f32 or bf16.", rich_help_panel=_M)]
+PrecisionOption = Annotated[str, typer.Option(help="auto, f32, w8a8 (int8, on CPU), bf16 or int8.", rich_help_panel=_M)]
 IndexOption = Annotated[
     Path | None,
     typer.Option(

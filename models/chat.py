@@ -23,7 +23,8 @@ from .tool_calls import tool_grammar
 
 if TYPE_CHECKING:
     from .checkpoint.load import Checkpoint
-    from .engine.engine import Engine, Precision
+    from .engine.engine import Engine
+    from .engine.precision import Precision
     from .lora import AdapterInfo
     from .tokenizer import Tokenizer
 
@@ -86,7 +87,8 @@ class JaxChatModel(BaseChatModel):
         Args:
             name_or_path: which model.
             adapter: a LoRA adapter's name or folder, merged into the weights.
-            precision: what the engine computes in: ``"auto"``, ``"f32"`` or ``"bf16"``.
+            precision: what the engine computes in: ``"auto"``, ``"f32"``, ``"w8a8"`` (int8, on CPU), ``"bf16"`` or
+                ``"int8"`` (weights only).
             slots: how many sequences decode at once.
             max_context: tokens of prompt and answer together.
             **defaults: sampling defaults, such as ``temperature=0.7``.
@@ -163,11 +165,9 @@ class JaxChatModel(BaseChatModel):
     @property
     def precision(self) -> Precision:
         """What the engine computes in; ``"auto"`` is resolved, so that logs tell what was used."""
-        if self._parts.precision != "auto":
-            return self._parts.precision
-        import jax
+        from .engine.precision import resolve
 
-        return "f32" if jax.default_backend() == "cpu" else "bf16"
+        return resolve(self._parts.precision)
 
     def close(self) -> None:
         """Stop the engine, if it runs; the next call starts it again."""

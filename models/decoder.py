@@ -18,6 +18,7 @@ from jax import Array
 
 from .config import DecoderConfig
 from .layers import Linear, RMSNorm, rope_angles, rotate
+from .quantise import TWO_TERMS, int8_matmul
 
 Params = Mapping[str, Array]
 """Flat canonical parameters; matmul kernels are ``[in, out]``."""
@@ -39,8 +40,14 @@ class Block(nnx.Module):
         prefix = f"layers.{index}."
 
         def linear(name: str) -> Linear:
-            a = lora.get(f"{prefix}{name}.a")
-            return Linear(params[prefix + name], None if a is None else (a, lora[f"{prefix}{name}.b"]), scale)
+            a, key = lora.get(f"{prefix}{name}.a"), prefix + name
+            return Linear(
+                params[key],
+                None if a is None else (a, lora[f"{key}.b"]),
+                scale,
+                channels=params.get(f"{key}.scale"),
+                two_terms=name in TWO_TERMS,
+            )
 
         self.config, self.index = config, index
         self.attn_norm = RMSNorm(params[prefix + "attn_norm"], config.rms_norm_eps)
@@ -63,7 +70,7 @@ class Decoder(nnx.Module):
     """A Llama-family decoder assembled from flat parameters.
 
     Args:
-        params: canonical leaves (see ``param_shapes``).
+        params: canonical leaves (see ``param_shapes``), or their W8A8 form (``quantise.quantise``).
         lora: leaves ``"layers.i.q.a"``/``".b"``; layers without leaves have none.
         lora_scale: ``alpha / rank``.
     """
@@ -75,7 +82,9 @@ class Decoder(nnx.Module):
         self.embed = nnx.Param(params["embed"])
         self.layers = nnx.List([Block(config, params, i, lora or {}, lora_scale) for i in range(config.num_layers)])
         self.norm = RMSNorm(params["norm"], config.rms_norm_eps)
-        self.lm_head = nnx.data(None if config.tie_embeddings else nnx.Param(params["lm_head"]))
+        self.lm_head = nnx.data(nnx.Param(params["lm_head"]) if "lm_head" in params else None)
+        quantised = (nnx.Param(params["head"]), nnx.Param(params["head.scale"])) if "head" in params else None
+        self.head = nnx.data(quantised)
 
     def __call__(self, tokens: Array, positions: Array, attend: Attend) -> Array:
         """Final hidden states ``[B, L, hidden]`` (normed) of ``tokens``, ``positions`` ``[B, L]``."""
@@ -87,6 +96,9 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Array) -> Array:
         """Next-token logits ``[..., vocab]`` in f32 of normed hidden states ``[..., hidden]``."""
+        if self.head is not None:
+            kernel, scale = self.head
+            return int8_matmul(hidden, kernel[...], scale[...], two_terms="head" in TWO_TERMS, transposed=True)
         if self.lm_head is not None:
             return jnp.matmul(hidden, self.lm_head[...], preferred_element_type=jnp.float32)
         return jnp.einsum("...d,vd->...v", hidden, self.embed[...], preferred_element_type=jnp.float32)

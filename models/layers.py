@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from .quantise import int8_matmul
+
 
 class LoRAParam(nnx.Param):
     """A low-rank leaf: what LoRA trains while the kernel stays frozen."""
@@ -16,20 +18,34 @@ class Linear(nnx.Module):
     """``x @ kernel`` plus, where the layer carries LoRA leaves, ``scale * (x @ a) @ b``.
 
     Args:
-        kernel: ``[in, out]``.
+        kernel: ``[in, out]``; int8 with ``channels [out]`` f32, its scales (``quantise.int8_matmul``).
+        two_terms: of an int8 kernel: write the input as two int8 rows.
         lora: ``(a [in, rank], b [rank, out])`` or None (Hu et al. 2106.09685, section 4.1).
         scale: ``alpha / rank``.
     """
 
-    def __init__(self, kernel: Array, lora: tuple[Array, Array] | None = None, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        kernel: Array,
+        lora: tuple[Array, Array] | None = None,
+        scale: float = 1.0,
+        *,
+        channels: Array | None = None,
+        two_terms: bool = False,
+    ) -> None:
         self.kernel = nnx.Param(kernel)
+        self.channels = nnx.data(None if channels is None else nnx.Param(channels))
+        self.two_terms = two_terms
         self.lora_a = nnx.data(LoRAParam(lora[0]) if lora else None)
         self.lora_b = nnx.data(LoRAParam(lora[1]) if lora else None)
         self.scale = scale
 
     def __call__(self, x: Array) -> Array:
         """Map ``[..., in]`` to ``[..., out]``."""
-        y = x @ self.kernel[...]
+        if self.channels is None:
+            y = x @ self.kernel[...]
+        else:
+            y = int8_matmul(x, self.kernel[...], self.channels[...], two_terms=self.two_terms).astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
             y = y + self.scale * ((x @ self.lora_a[...]) @ self.lora_b[...])
         return y

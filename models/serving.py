@@ -10,7 +10,8 @@ from .errors import RestillError
 
 if TYPE_CHECKING:
     from .checkpoint.load import Checkpoint
-    from .engine.engine import Engine, Precision
+    from .engine.engine import Engine
+    from .engine.precision import Precision
     from .lora import Adapter, AdapterInfo
 
 
@@ -37,9 +38,9 @@ class Serving:
         slots: int = 16,
         max_context: int = 2048,
     ) -> None:
-        from .engine.engine import resolve_precision
+        from .engine.precision import resolve
 
-        resolve_precision(precision)
+        resolve(precision)
         if adapter is not None:
             check_fits(adapter, checkpoint)
         self.checkpoint = checkpoint

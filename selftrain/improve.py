@@ -30,6 +30,7 @@ from ..agents.rollout import rollout
 from ..agents.run import Run
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
+from ..models.memory import trim
 from .checks import refuse
 from .feedback import GoldRanker
 from .files import hash_json, read_json, write_atomic, write_json
@@ -141,6 +142,7 @@ class _Improvement:
             if control and generation == 1:
                 if self.held_out:
                     pairs.append((arm, "control"))
+                _release(agent)
                 self._control(run, content, len(mixture) - len(replayed or ()), start, replayed)
             previous, before = trained, arm
         _release(agent)
@@ -279,6 +281,7 @@ class _Improvement:
         def work() -> dict[str, Any]:
             self._say(f"{name}: training on {len(mixture)} trajectories, {mixture.tokens} tokens")
             trainer.fit(mixture, out=folder, manifest=manifest, progress=self.options["progress"])
+            trim()
             facts = read_json(folder / "manifest.json")
             return {"hash": _weights_hash(folder), "steps": facts["steps"], "loss": facts["loss"]}
 
@@ -357,6 +360,7 @@ def _release(agent: ReActAgent) -> None:
     close = getattr(agent.model, "close", None)
     if close is not None:
         close()
+    trim()
 
 
 def _unique(questions: Iterable[Question]) -> list[Question]:

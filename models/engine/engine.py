@@ -14,10 +14,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..config import DecoderConfig
@@ -26,28 +24,14 @@ from ..tokenizer import Tokenizer
 from . import runner
 from .grammar import GrammarCompiler, mask_rows
 from .job import Job
+from .precision import Precision, dtype_of, resolve, serving_params
 from .request import Completion, FinishReason, Request
 from .slots import SlotTable
 
-Precision = Literal["auto", "f32", "bf16"]
 CONTEXTS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 """Cache lengths; the cache starts small and grows to the next one when a request needs it."""
 _MARGIN = runner.CHUNKS[0]
 """Kept free at the end of a slot, so that the last padded chunk fits."""
-
-
-def resolve_precision(precision: Precision) -> Any:
-    """The dtype of a precision; ``auto`` is f32 on CPU (bf16 matmuls are ten times slower there), else bf16.
-
-    Raises:
-        RestillError: unknown precision.
-    """
-    if precision == "auto":
-        precision = "f32" if jax.default_backend() == "cpu" else "bf16"
-    dtypes = {"f32": jnp.float32, "bf16": jnp.bfloat16}
-    if precision not in dtypes:
-        raise RestillError(f"unknown precision {precision!r}; choose 'auto', 'f32' or 'bf16'")
-    return dtypes[precision]
 
 
 class Engine:
@@ -70,8 +54,8 @@ class Engine:
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.max_context = min(max_context, config.max_positions)
-        self.dtype = resolve_precision(precision)
-        self.params = runner.device_params(params, self.dtype)
+        self.precision = resolve(precision)
+        self.params = serving_params(config, params, tokenizer, self.precision)
         self._rows = sorted({b for b in (1, 4, 16, 64, 256) if b < slots} | {slots})
         self._table = SlotTable(slots)
         self._cache: runner.Cache | None = None
@@ -232,7 +216,7 @@ class Engine:
     def _reserve(self, tokens: int) -> None:
         context = next((c for c in CONTEXTS if c >= tokens), self.max_context + _MARGIN)
         if self._cache is None:
-            self._cache = runner.new_cache(self.config, len(self._table.slots), context, self.dtype)
+            self._cache = runner.new_cache(self.config, len(self._table.slots), context, dtype_of(self.precision))
         elif self._cache[0][1].shape[2] < context:
             self._cache = runner.grow_cache(self._cache, context)
 

@@ -147,11 +147,6 @@ def chunk_widths(count: int) -> list[int]:
     return widths
 
 
-def device_params(params: Mapping[str, np.ndarray | Array], dtype: Any) -> dict[str, Array]:
-    """Parameters on the device in the serving precision."""
-    return {name: jnp.asarray(leaf, dtype) for name, leaf in params.items()}
-
-
 def pad_to(values: Sequence[int], length: int) -> np.ndarray:
     """``values`` as int32, padded with zeros."""
     out = np.zeros(length, np.int32)
