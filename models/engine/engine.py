@@ -1,7 +1,8 @@
 """The engine: requests from any thread or event loop share one running batch.
 
-A worker thread owns the device: it admits waiting requests into free slots, prefills what the slot does not
-remember yet, and decodes one token for all running slots per step. Requests join and leave between steps.
+A worker thread owns the device. Between two decode steps it computes some of the waiting prompts (what their slots
+do not remember yet); a decode step gives one token to every running request. It is always one step ahead of what the
+host has read, so that the device never waits for the host; what a request was given beyond its end is dropped.
 """
 
 from __future__ import annotations
@@ -9,24 +10,26 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import math
 import threading
-import time
 import weakref
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from ..config import DecoderConfig
 from ..errors import RestillError
 from ..tokenizer import Tokenizer
 from . import runner
-from .grammar import GrammarCompiler, mask_rows
+from .grammar import GrammarCompiler
 from .job import Job
 from .precision import Precision, dtype_of, resolve, serving_params
 from .request import Completion, FinishReason, Request
-from .slots import SlotTable
+from .scheduler import Chunk, Fork, Scheduler
+from .step import Flight, step_inputs
 
 CONTEXTS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 """Cache lengths; the cache starts small and grows to the next one when a request needs it."""
@@ -57,11 +60,11 @@ class Engine:
         self.precision = resolve(precision)
         self.params = serving_params(config, params, tokenizer, self.precision)
         self._rows = sorted({b for b in (1, 4, 16, 64, 256) if b < slots} | {slots})
-        self._table = SlotTable(slots)
+        self._scheduler = Scheduler(slots)
         self._cache: runner.Cache | None = None
+        self._newest: Array | None = None
+        self._flight: Flight | None = None
         self._grammars = GrammarCompiler(tokenizer, config.vocab_size)
-        self._waiting: deque[Job] = deque()
-        self._running: dict[int, Job] = {}
         self._wake = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -99,7 +102,7 @@ class Engine:
                 self._thread.start()
                 # A thread inside XLA at interpreter exit aborts the process.
                 atexit.register(_close_at_exit, weakref.ref(self))
-            self._waiting.append(job)
+            self._scheduler.waiting.append(job)
             self._wake.notify()
         return job
 
@@ -160,12 +163,13 @@ class Engine:
     @property
     def compilations(self) -> int:
         """Programs compiled so far in this process, over all engines."""
-        return sum(f._cache_size() for f in (runner.prefill, runner.decode, runner.copy_slot, runner.score))
+        programs = (runner.prefill, runner.decode, runner.copy_slot, runner.clear_slot, runner.score)
+        return sum(program._cache_size() for program in programs)
 
     @property
     def occupancy(self) -> float:
         """Share of slots that were decoding, averaged over the steps so far."""
-        return self.tokens_decoded / max(1, self.steps * len(self._table.slots))
+        return self.tokens_decoded / max(1, self.steps * len(self._scheduler.table.slots))
 
     def close(self) -> None:
         """Stop the worker and free the cache; what still runs is cancelled."""
@@ -174,125 +178,116 @@ class Engine:
             self._wake.notify()
         if self._thread is not None:
             self._thread.join()
-        self._cache = None
+        self._cache = self._newest = self._flight = None
 
     # -- working (the worker thread only) --------------------------------------------------------------------
 
     def _work(self) -> None:
         while True:
             with self._wake:
-                while not (self._waiting or self._running or self._closed):
+                while self._scheduler.idle and not self._closed:
                     self._wake.wait()
                 if self._closed:
                     break
             try:
-                self._admit()
-                self._drop_finished()
-                if self._running:
-                    self._step()
+                with self._wake:  # submit appends to the queue that these read
+                    over = self._scheduler.over()
+                    for job, _ in over:
+                        self._scheduler.remove(job)
+                    work = list(self._scheduler.prefill())
+                for job, reason in over:
+                    job.finish(reason, self.tokenizer)
+                self._prefill(work)
+                self._step()
             except Exception as error:  # the batch is lost, the engine is not
                 self._fail(error)
-        for job in [*self._running.values(), *self._waiting]:
+        for job in self._scheduler.jobs:
             job.finish("cancelled", self.tokenizer)
 
-    def _admit(self) -> None:
-        while self._waiting:
-            job = self._waiting[0]
-            if self._over(job) is not None:
-                self._waiting.popleft()
-                self._end(job, self._over(job) or "cancelled")
-                continue
-            placement = self._table.place(job.request.prompt)
-            if placement is None:
-                return
-            self._waiting.popleft()
-            job.slot, job.cached = placement.slot, placement.shared
-            self._running[placement.slot.index] = job
-            self._reserve(len(job.request.prompt) + job.max_tokens + _MARGIN)
-            if placement.source is not None:
-                self._cache = runner.copy_slot(self._cache, placement.source.index, placement.slot.index)
-            self._prefill(job)
+    def _prefill(self, work: Sequence[Fork | Chunk]) -> None:
+        if not work and self._cache is not None:
+            return
+        self._reserve()
+        for item in work:
+            if isinstance(item, Fork):
+                self._cache = runner.copy_slot(self._cache, item.source, item.target)
+            else:
+                tokens = runner.pad_to(item.tokens, item.width)
+                self._cache = runner.prefill(
+                    self.config, self.params, self._cache, tokens, np.int32(item.slot), np.int32(item.start)
+                )
+                self.tokens_prefilled += len(item.tokens)
 
-    def _reserve(self, tokens: int) -> None:
-        context = next((c for c in CONTEXTS if c >= tokens), self.max_context + _MARGIN)
+    def _reserve(self) -> None:
+        """Make the cache long enough for everybody in it."""
+        slots = len(self._scheduler.table.slots)
+        most = max((len(j.request.prompt) + j.max_tokens for j in self._scheduler.running.values()), default=0)
+        context = next((c for c in CONTEXTS if c >= most + _MARGIN), self.max_context + _MARGIN)
         if self._cache is None:
-            self._cache = runner.new_cache(self.config, len(self._table.slots), context, dtype_of(self.precision))
+            self._cache = runner.new_cache(self.config, slots, context, dtype_of(self.precision))
+            self._newest = jnp.zeros(slots, jnp.int32)
         elif self._cache[0][1].shape[2] < context:
             self._cache = runner.grow_cache(self._cache, context)
 
-    def _prefill(self, job: Job) -> None:
-        """Everything but the prompt's last token, which the first decode step feeds."""
-        slot, todo = job.slot, job.request.prompt[job.cached : -1]
-        assert slot is not None and self._cache is not None
-        for width in runner.chunk_widths(len(todo)):
-            start, chunk = len(slot.tokens), todo[:width]
-            tokens = runner.pad_to(chunk, width)
-            self._cache = runner.prefill(
-                self.config, self.params, self._cache, tokens, np.int32(slot.index), np.int32(start)
-            )
-            slot.tokens.extend(chunk)
-            todo = todo[width:]
-            self.tokens_prefilled += len(chunk)
-
     def _step(self) -> None:
-        highest = max(self._running)
-        rows = next(b for b in self._rows if b > highest)
-        jobs = [self._running.get(row) for row in range(rows)]
-        last = [0 if job is None else (job.tokens or job.request.prompt)[-1] for job in jobs]
-        lengths = [len(slot.tokens) for slot in self._table.slots[:rows]]
-        rules = self._rules(jobs)
-        self._cache, drawn = runner.decode(
-            self.config, self.params, self._cache, np.array(last, np.int32), np.array(lengths, np.int32), rules
+        """Start a decode step, then read the one before: the host works while the device does.
+
+        A grammar decides on the host what may come next, so a step with one waits for the step before it.
+        """
+        if any(job.matcher is not None for job in self._scheduler.running.values()):
+            self._collect()
+        ahead = self._dispatch(self._scheduler.rows())
+        self._collect()
+        self._flight = ahead
+
+    def _dispatch(self, jobs: dict[int, Job]) -> Flight | None:
+        if not jobs:
+            return None
+        batch = next(b for b in self._rows if b > max(jobs))
+        fresh, lengths, rules = step_inputs(jobs, self._scheduler.table.slots[:batch], self.config.vocab_size)
+        self._cache, self._newest, drawn = runner.decode(
+            self.config, self.params, self._cache, self._newest, fresh, lengths, rules
         )
-        tokens, raw, sampled = (np.asarray(part).tolist() for part in drawn)
+        for job in jobs.values():
+            job.dispatched += 1
         self.steps += 1
-        for row, job in enumerate(jobs):
-            if job is not None and job.slot is not None:
-                self.tokens_decoded += 1
-                job.slot.tokens.append(last[row])
-                reason = job.accept(tokens[row], raw[row], sampled[row], self.tokenizer)
-                if reason is not None:
-                    self._end(job, reason)
+        self.tokens_decoded += len(jobs)
+        return Flight(jobs, drawn)
 
-    def _rules(self, jobs: list[Job | None]) -> dict[str, Any]:
-        samplings = [None if job is None else job.request.sampling for job in jobs]
-        rules: dict[str, Any] = {
-            "bits": mask_rows([None if job is None else job.matcher for job in jobs], self.config.vocab_size),
-            "seeds": np.array([0 if job is None else job.request.seed & 0x7FFFFFFF for job in jobs], np.int32),
-            "positions": np.array([0 if job is None else len(job.tokens) for job in jobs], np.int32),
-            "temperature": np.array([s.temperature if s else 0.0 for s in samplings], np.float32),
-            "top_k": None,
-            "top_p": None,
-        }
-        if any(s and (s.top_k > 0 or s.top_p < 1) for s in samplings):
-            rules["top_k"] = np.array([s.top_k if s else 0 for s in samplings], np.int32)
-            rules["top_p"] = np.array([s.top_p if s else 1.0 for s in samplings], np.float32)
-        return rules
-
-    def _over(self, job: Job) -> FinishReason | None:
-        if job.future.cancelled():
-            return "cancelled"
-        late = job.request.deadline is not None and time.monotonic() > job.request.deadline
-        return "deadline" if late else None
-
-    def _drop_finished(self) -> None:
-        for job in list(self._running.values()):
-            if reason := self._over(job):
+    def _collect(self) -> None:
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        tokens, raw, sampled = (np.asarray(part).tolist() for part in flight.drawn)
+        for row, job in flight.jobs.items():
+            if job.ended or job.slot is None:
+                continue
+            if math.isnan(raw[row]):
+                job.slot.tokens = []
+                self._cache = runner.clear_slot(self._cache, row)
+                with self._wake:
+                    self._scheduler.remove(job)
+                job.fail(RestillError("the model's logits are not numbers (NaN); its weights or adapter are damaged"))
+                continue
+            job.slot.tokens.append((job.tokens or job.request.prompt)[-1])
+            reason = job.accept(tokens[row], raw[row], sampled[row], self.tokenizer)
+            if reason is not None:
                 self._end(job, reason)
 
     def _end(self, job: Job, reason: FinishReason) -> None:
-        if job.slot is not None:
-            self._running.pop(job.slot.index, None)
-            self._table.release(job.slot)
+        with self._wake:
+            self._scheduler.remove(job)
         job.finish(reason, self.tokenizer)
 
     def _fail(self, error: Exception) -> None:
         """The donated cache may be gone: start over with an empty one and tell everyone who was in it."""
-        jobs, self._running = list(self._running.values()), {}
-        self._table, self._cache = SlotTable(len(self._table.slots)), None
-        for job in jobs:
-            if not job.future.done():
-                job.future.set_exception(error)
+        with self._wake:
+            lost, waiting = list(self._scheduler.running.values()), self._scheduler.waiting
+            self._scheduler = Scheduler(len(self._scheduler.table.slots))
+            self._scheduler.waiting = waiting
+        self._cache = self._newest = self._flight = None
+        for job in lost:
+            job.fail(error)
 
 
 def _close_at_exit(engine: weakref.ref[Engine]) -> None:

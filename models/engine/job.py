@@ -14,9 +14,15 @@ from .request import Completion, FinishReason, Request
 from .slots import Slot
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
-    """Mutable state of a request: what it has produced, where it sits, who waits for it."""
+    """Mutable state of a request: what it has produced, where it sits, who waits for it.
+
+    Attributes:
+        cached: prompt tokens found in the KV cache.
+        dispatched: tokens asked of the device; ``tokens`` are those that were read back.
+        ended: nobody wants what may still be in flight.
+    """
 
     request: Request
     max_tokens: int
@@ -25,6 +31,8 @@ class Job:
     future: Future[Completion] = field(default_factory=Future)
     slot: Slot | None = None
     cached: int = 0
+    dispatched: int = 0
+    ended: bool = False
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampled_logprobs: list[float] = field(default_factory=list)
@@ -71,6 +79,7 @@ class Job:
 
     def finish(self, reason: FinishReason, tokenizer: Tokenizer) -> None:
         """Resolve the future with everything produced so far."""
+        self.ended = True
         self._text = tokenizer.decode(self.tokens, skip_special=True)
         self._cut_at_stop()
         self._stream(final=True)
@@ -86,3 +95,9 @@ class Job:
                     seconds=time.monotonic() - self.started,
                 )
             )
+
+    def fail(self, error: Exception) -> None:
+        """Resolve the future with an error."""
+        self.ended = True
+        if not self.future.done():
+            self.future.set_exception(error)

@@ -81,21 +81,29 @@ def prefill(config: DecoderConfig, params: Params, cache: Cache, tokens: Array, 
     return tuple(updated)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
+@partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
 def decode(
-    config: DecoderConfig, params: Params, cache: Cache, tokens: Array, lengths: Array, rules: Mapping[str, Any]
-) -> tuple[Cache, tuple[Array, Array, Array]]:
+    config: DecoderConfig,
+    params: Params,
+    cache: Cache,
+    newest: Array,
+    fresh: Array,
+    lengths: Array,
+    rules: Mapping[str, Any],
+) -> tuple[Cache, Array, tuple[Array, Array, Array]]:
     """One token for each of the first B slots.
 
     Args:
-        tokens: ``[B]`` each slot's newest token, not yet in the cache; lengths: ``[B]`` tokens that are.
-            An idle slot's row writes just beyond its length, where nothing looks.
+        newest: ``[slots]`` each slot's newest token, not yet in the cache, as the step before left it here.
+        fresh: ``[B]`` a token that the host feeds instead, or -1.
+        lengths: ``[B]`` tokens in the cache. An idle slot's row writes just beyond its length, where nothing looks.
         rules: the keyword arguments of ``sampling.sample`` except logits.
 
     Returns:
-        the cache and ``(tokens, raw, sampled log-probabilities)``, each ``[B]``.
+        the cache, ``newest`` with what was drawn, and ``(tokens, raw, sampled log-probabilities)``, each ``[B]``.
     """
-    batch, context = tokens.shape[0], cache[0][1].shape[2]
+    batch, context = fresh.shape[0], cache[0][1].shape[2]
+    tokens = jnp.where(fresh >= 0, fresh, newest[:batch])
     visible = (jnp.arange(context) <= lengths[:, None])[:, None]
     updated: list[tuple[Array, Array]] = []
 
@@ -109,7 +117,8 @@ def decode(
 
     model = Decoder(config, params)
     hidden = model(tokens[:, None], lengths[:, None], attend)
-    return tuple(updated), sample(model.logits(hidden[:, 0]), **rules)
+    drawn = sample(model.logits(hidden[:, 0]), **rules)
+    return tuple(updated), newest.at[:batch].set(drawn[0].astype(newest.dtype)), drawn
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -120,6 +129,12 @@ def copy_slot(cache: Cache, source: Array, target: Array) -> Cache:
         return lax.dynamic_update_slice_in_dim(side, lax.dynamic_slice_in_dim(side, source, 1), target, axis=0)
 
     return jax.tree.map(copy, cache)
+
+
+@partial(jax.jit, donate_argnums=0)
+def clear_slot(cache: Cache, slot: Array) -> Cache:
+    """Zeros in ``slot``: a NaN left there would reach later sequences, since zero weight times NaN is NaN."""
+    return jax.tree.map(lambda side: side.at[slot].set(0), cache)
 
 
 @partial(jax.jit, static_argnums=(0, 3))

@@ -41,7 +41,7 @@ def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(params
             "bits": np.full((4, 3), -1, np.int32), "seeds": zeros, "positions": zeros,
             "temperature": np.zeros(4, np.float32), "top_k": None, "top_p": None,
         }  # fmt: skip
-        cache, (drawn, raw, _) = runner.decode(TINY, params, cache, feed, lengths, rules)
+        cache, _, (drawn, raw, _) = runner.decode(TINY, params, cache, jnp.zeros(4, jnp.int32), feed, lengths, rules)
         assert int(drawn[slot]) == int(reference[position].argmax())
         assert abs(float(raw[slot]) - reference[position].max()) < 1e-4
 

@@ -143,6 +143,22 @@ def test_output_ends_where_the_context_ends(engine: Engine) -> None:
     assert done.finish_reason == "length" and len(done.tokens) == 512 - 16 - 490
 
 
+def test_not_a_number_fails_one_request_and_no_other(
+    tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer
+) -> None:
+    poison = 201
+    params = dict(tiny_params, embed=tiny_params["embed"].at[poison].set(np.nan), lm_head=tiny_params["embed"].T)
+    config = DecoderConfig(**{**vars(tiny_config), "tie_embeddings": False})
+    engine = Engine(config, params, tiny_tokenizer, slots=2, max_context=512)
+    before = [c.tokens for c in ask(engine, greedy(PROMPTS[1]), greedy(PROMPTS[2]))]
+    jobs = [engine.submit(greedy(p)) for p in (PROMPTS[1], (7, poison, 8), PROMPTS[2])]
+    with pytest.raises(RestillError, match="NaN"):
+        jobs[1].future.result()
+    assert [jobs[0].future.result().tokens, jobs[2].future.result().tokens] == before
+    assert [c.tokens for c in ask(engine, greedy(PROMPTS[1]), greedy(PROMPTS[2]))] == before  # in the same slots
+    engine.close()
+
+
 def test_no_program_is_compiled_twice(engine: Engine) -> None:
     ask(engine, *(greedy(p) for p in PROMPTS))
     before = engine.compilations

@@ -1,0 +1,120 @@
+"""Which request computes what next: bookkeeping on the host, no device.
+
+Requests are admitted in the order they came, as soon as a slot is free. Prompts are computed in chunks with a decode
+step after every ``PREFILL_TOKENS`` or so: running requests wait for nobody's long prompt, and each of them takes part
+in every decode step. None starves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .job import Job
+from .request import FinishReason
+from .runner import chunk_widths
+from .slots import SlotTable
+
+PREFILL_TOKENS = 256
+"""Prompt tokens, padding included, after which running requests have their turn."""
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Copy the cache of slot ``source`` to slot ``target``."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Compute ``tokens``, padded to ``width``, at position ``start`` of ``slot``."""
+
+    slot: int
+    start: int
+    tokens: tuple[int, ...]
+    width: int
+
+
+class Scheduler:
+    """The waiting, the one whose prompt is being computed, and the running.
+
+    Attributes:
+        running: jobs by slot, the one in prefill included.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.table = SlotTable(slots)
+        self.waiting: deque[Job] = deque()
+        self.running: dict[int, Job] = {}
+        self._feeding: Job | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not (self.waiting or self.running)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Everybody, the running first."""
+        return [*self.running.values(), *self.waiting]
+
+    def over(self) -> list[tuple[Job, FinishReason]]:
+        """Those, waiting or running, whose caller left or whose deadline has passed."""
+        now, found = time.monotonic(), list[tuple[Job, FinishReason]]()
+        for job in self.jobs:
+            if job.future.cancelled():
+                found.append((job, "cancelled"))
+            elif job.request.deadline is not None and now > job.request.deadline:
+                found.append((job, "deadline"))
+        return found
+
+    def prefill(self) -> Iterator[Fork | Chunk]:
+        """What to compute before the next decode step.
+
+        A request is placed only when the prompt before it is done: then its slot can be forked. The last token of
+        a prompt is left to the first decode step, which feeds it.
+        """
+        budget = PREFILL_TOKENS
+        while budget > 0:
+            job = self._feeding
+            if job is None:
+                if not self.waiting or (placement := self.table.place(self.waiting[0].request.prompt)) is None:
+                    return
+                job = self._feeding = self.waiting.popleft()
+                job.slot, job.cached = placement.slot, placement.shared
+                self.running[placement.slot.index] = job
+                if placement.source is not None:
+                    yield Fork(placement.source.index, placement.slot.index)
+            slot = job.slot
+            assert slot is not None
+            todo = job.request.prompt[len(slot.tokens) : -1]
+            if not todo:
+                self._feeding = None
+                continue
+            width = chunk_widths(len(todo))[0]
+            chunk = Chunk(slot.index, len(slot.tokens), todo[:width], width)
+            budget -= width
+            slot.tokens.extend(chunk.tokens)
+            yield chunk
+
+    def rows(self) -> dict[int, Job]:
+        """The jobs, by slot, that take part in the next decode step."""
+        return {
+            row: job
+            for row, job in self.running.items()
+            if job is not self._feeding and job.dispatched < job.max_tokens
+        }
+
+    def remove(self, job: Job) -> None:
+        """Take a job out, wherever it is; its slot is free at once."""
+        if job is self._feeding:
+            self._feeding = None
+        if job.slot is not None:
+            self.running.pop(job.slot.index, None)
+            self.table.release(job.slot)
+        elif job in self.waiting:
+            self.waiting.remove(job)
