@@ -22,6 +22,7 @@ class Job:
         cached: prompt tokens found in the KV cache.
         dispatched: tokens asked of the device; ``tokens`` are those that were read back.
         ended: nobody wants what may still be in flight.
+        scored: nothing is generated; the log-probabilities of the prompt's tokens from here on are what is asked.
     """
 
     request: Request
@@ -33,12 +34,18 @@ class Job:
     cached: int = 0
     dispatched: int = 0
     ended: bool = False
+    scored: int | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampled_logprobs: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     _text: str = ""
     _sent: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens that prompt and output have at most."""
+        return len(self.request.prompt) + self.max_tokens
 
     def accept(self, token: int, raw: float, sampled: float, tokenizer: Tokenizer) -> FinishReason | None:
         """Take one sampled token; returns why generation is over, or None."""

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from ..config import DecoderConfig
-from ..decoder import NEG_INF, Decoder, Params, attention, causal_mask
+from ..decoder import NEG_INF, Decoder, Params
 from .sampling import sample
 
 Cache = tuple[tuple[Array, Array], ...]
@@ -25,6 +25,8 @@ Cache = tuple[tuple[Array, Array], ...]
 
 CHUNKS = (16, 32, 64, 128, 256)
 """Prefill widths; a prompt is cut into these."""
+MARGIN = CHUNKS[0]
+"""Kept free at the end of a slot, so that the last padded chunk fits."""
 
 
 def new_cache(config: DecoderConfig, slots: int, context: int, dtype: Any) -> Cache:
@@ -64,6 +66,21 @@ def prefill(config: DecoderConfig, params: Params, cache: Cache, tokens: Array, 
     Padding at the end of a chunk is written too, beyond the slot's length, where nothing looks and the next
     write lands. The caller keeps ``start + C`` within the cache.
     """
+    return _prefill(Decoder(config, params), cache, tokens, slot, start)[0]
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def score(
+    config: DecoderConfig, params: Params, cache: Cache, tokens: Array, slot: Array, start: Array, targets: Array
+) -> tuple[Cache, Array]:
+    """``prefill``, and the raw log-probabilities f32 ``[C]`` of ``targets [C]``, the token after each of ``tokens``."""
+    model = Decoder(config, params)
+    cache, hidden = _prefill(model, cache, tokens, slot, start)
+    logits = model.logits(hidden[0])
+    return cache, jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[:, None], axis=-1)[:, 0]
+
+
+def _prefill(model: Decoder, cache: Cache, tokens: Array, slot: Array, start: Array) -> tuple[Cache, Array]:
     width, context = tokens.shape[0], cache[0][1].shape[2]
     positions = start + jnp.arange(width)
     visible = (jnp.arange(context) <= positions[:, None])[None]
@@ -77,8 +94,8 @@ def prefill(config: DecoderConfig, params: Params, cache: Cache, tokens: Array, 
         mine = (lax.dynamic_slice_in_dim(side, slot, 1) for side in (keys, values))
         return _cached_attention(q, *mine, visible)
 
-    Decoder(config, params)(tokens[None], positions[None], attend)
-    return tuple(updated)
+    hidden = model(tokens[None], positions[None], attend)
+    return tuple(updated), hidden
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
@@ -137,29 +154,14 @@ def clear_slot(cache: Cache, slot: Array) -> Cache:
     return jax.tree.map(lambda side: side.at[slot].set(0), cache)
 
 
-@partial(jax.jit, static_argnums=(0, 3))
-def score(config: DecoderConfig, params: Params, tokens: Array, count: int, first: Array) -> Array:
-    """Raw log-probabilities of ``tokens[first : first + count]`` given what stands before them, f32 ``[count]``."""
-    mask = causal_mask(jnp.zeros_like(tokens)[None])
-    model = Decoder(config, params)
-    hidden = model(tokens[None], jnp.arange(tokens.shape[0])[None], lambda _, q, k, v: attention(q, k, v, mask))
-    where = first + jnp.arange(count)
-    # Padding may point past the end; the caller cuts those entries off.
-    logits = model.logits(jnp.take(hidden[0], where - 1, axis=0, mode="clip"))
-    targets = jnp.take(tokens, where, mode="clip")
-    return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[:, None], axis=-1)[:, 0]
+def chunk_width(count: int, room: int) -> int:
+    """Width of the next chunk for ``count`` tokens: a full chunk, or one at most a third padding that fits in ``room``.
 
-
-def chunk_widths(count: int) -> list[int]:
-    """Widths that cover ``count`` tokens: full chunks, and a last one that is at most half padding (or the least)."""
-    widths: list[int] = []
-    while count > 0:
-        enough = next((c for c in CHUNKS if c >= count), CHUNKS[-1])
-        fits = [c for c in CHUNKS if c <= count]
-        width = enough if not fits or enough < 1.5 * count else fits[-1]
-        widths.append(width)
-        count -= width
-    return widths
+    Fewer tokens than the least chunk take that one; the caller has room for it.
+    """
+    enough = next((c for c in CHUNKS if c >= count), CHUNKS[-1])
+    fits = [c for c in CHUNKS if c <= count]
+    return enough if not fits or (enough < 1.5 * count and enough <= room) else fits[-1]
 
 
 def pad_to(values: Sequence[int], length: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .job import Job
 from .request import FinishReason
-from .runner import chunk_widths
+from .runner import MARGIN, chunk_width
 from .slots import SlotTable
 
 PREFILL_TOKENS = 256
@@ -31,12 +31,17 @@ class Fork:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Compute ``tokens``, padded to ``width``, at position ``start`` of ``slot``."""
+    """Compute ``tokens``, padded to ``width``, at position ``start`` of ``slot``.
+
+    For a job that scores, ``targets`` are the tokens that follow each of them.
+    """
 
     slot: int
     start: int
     tokens: tuple[int, ...]
     width: int
+    job: Job
+    targets: tuple[int, ...] = ()
 
 
 class Scheduler:
@@ -82,7 +87,11 @@ class Scheduler:
         while budget > 0:
             job = self._feeding
             if job is None:
-                if not self.waiting or (placement := self.table.place(self.waiting[0].request.prompt)) is None:
+                if not self.waiting:
+                    return
+                first = self.waiting[0]
+                placement = self.table.place(first.request.prompt[: first.scored])
+                if placement is None:
                     return
                 job = self._feeding = self.waiting.popleft()
                 job.slot, job.cached = placement.slot, placement.shared
@@ -95,8 +104,12 @@ class Scheduler:
             if not todo:
                 self._feeding = None
                 continue
-            width = chunk_widths(len(todo))[0]
-            chunk = Chunk(slot.index, len(slot.tokens), todo[:width], width)
+            start = len(slot.tokens)
+            width = chunk_width(len(todo), job.length + MARGIN - start)
+            tokens = todo[:width]
+            targets = job.request.prompt[start + 1 : start + 1 + len(tokens)]
+            scores = job.scored is not None and start + len(tokens) >= job.scored
+            chunk = Chunk(slot.index, start, tokens, width, job, targets if scores else ())
             budget -= width
             slot.tokens.extend(chunk.tokens)
             yield chunk

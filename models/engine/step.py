@@ -11,6 +11,7 @@ from jax import Array
 
 from .grammar import mask_rows
 from .job import Job
+from .scheduler import Chunk
 from .slots import Slot
 
 
@@ -20,6 +21,22 @@ class Flight:
 
     jobs: Mapping[int, Job]
     drawn: tuple[Array, Array, Array]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A scoring chunk whose log-probabilities ``[width]`` have not been read yet."""
+
+    chunk: Chunk
+    logprobs: Array
+
+    def deliver(self) -> bool:
+        """Hand the job its part; True when it has all it asked for."""
+        job, start = self.chunk.job, self.chunk.start
+        assert job.scored is not None
+        values = np.asarray(self.logprobs)[: len(self.chunk.tokens)].tolist()
+        job.logprobs += values[max(0, job.scored - start - 1) :]
+        return len(job.logprobs) == len(job.request.prompt) - job.scored
 
 
 def step_inputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Iterator
 
@@ -13,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restill.models.config import DecoderConfig
+from restill.models.decoder import forward
 from restill.models.engine.engine import Engine
 from restill.models.engine.request import Completion, Request, Sampling
-from restill.models.engine.runner import CHUNKS, chunk_widths
+from restill.models.engine.runner import CHUNKS, chunk_width
 from restill.models.engine.slots import SlotTable, common_prefix
 from restill.models.errors import RestillError
 from restill.models.tokenizer import Tokenizer
@@ -71,6 +73,21 @@ def test_reported_log_probabilities_are_those_of_score(engine: Engine) -> None:
     done = ask(engine, request)[0]
     np.testing.assert_allclose(engine.score(request.prompt, done.tokens), done.logprobs, atol=1e-4)
     assert all(lp <= 0 for lp in done.sampled_logprobs)
+
+
+def test_scores_of_many_continuations_share_their_prompt_and_equal_the_full_pass(engine: Engine) -> None:
+    rng = np.random.default_rng(4)
+    prompt = rng.integers(0, 200, 300).tolist()
+    pairs = [(prompt, rng.integers(0, 200, n).tolist()) for n in (1, 2, 40, 130)] + [(prompt[:1], [5]), (prompt, [])]
+    before = engine.tokens_prefilled
+    together = engine.score_many(pairs)
+    assert engine.tokens_prefilled - before <= 300 + 2 * 173
+    for (first, second), scores in zip(pairs, together, strict=True):
+        logits = forward(engine.config, engine.params, np.array([*first, *second])[None])[0]
+        logprobs = jax.nn.log_softmax(logits)[np.arange(len(first) - 1, len(first) + len(second) - 1), second]
+        np.testing.assert_allclose(scores, logprobs, atol=1e-4)
+    with pytest.raises(RestillError, match="max_context=512"):
+        engine.score(prompt, [1] * 300)
 
 
 def test_the_same_seed_draws_the_same_tokens_and_another_seed_others(engine: Engine) -> None:
@@ -159,6 +176,25 @@ def test_not_a_number_fails_one_request_and_no_other(
     engine.close()
 
 
+def test_a_padded_chunk_never_reaches_past_the_cache(engine: Engine) -> None:
+    prompt = tuple(np.random.default_rng(6).integers(0, 200, 490).tolist())
+    ask(engine, greedy(prompt[:300], 1))
+    done = ask(engine, greedy(prompt, 4))[0]  # 190 tokens from position 299 on; 256 would not fit in 528
+    fresh = Engine(engine.config, engine.params, engine.tokenizer, slots=1, max_context=2048)
+    assert done.cached >= 299 and done.tokens == ask(fresh, greedy(prompt, 4))[0].tokens
+    np.testing.assert_allclose(done.logprobs, fresh.score(prompt, done.tokens), atol=1e-4)
+    fresh.close()
+
+
+def test_an_engine_that_nobody_holds_stops_its_thread(engine: Engine) -> None:
+    dropped = Engine(engine.config, engine.params, engine.tokenizer, slots=1, max_context=512)
+    ask(dropped, greedy(PROMPTS[0], 2))
+    thread = dropped._thread
+    del dropped
+    gc.collect()
+    assert thread is not None and not thread.is_alive()
+
+
 def test_no_program_is_compiled_twice(engine: Engine) -> None:
     ask(engine, *(greedy(p) for p in PROMPTS))
     before = engine.compilations
@@ -166,12 +202,11 @@ def test_no_program_is_compiled_twice(engine: Engine) -> None:
     assert engine.compilations == before
 
 
-@given(st.integers(0, 3000))
-def test_chunks_cover_a_prompt_with_at_most_one_padded(count: int) -> None:
-    widths = chunk_widths(count)
-    assert sum(widths) >= count and all(w in CHUNKS for w in widths)
-    assert count == 0 or sum(widths[:-1]) < count
-    assert sum(widths) - count <= max(CHUNKS[0] - 1, count // 2)
+@given(st.integers(1, 3000), st.integers(0, 300))
+def test_a_chunk_is_full_or_fits_with_little_padding(count: int, beyond: int) -> None:
+    width = chunk_width(count, count + beyond)
+    assert width in CHUNKS
+    assert width <= count or width - count <= max(CHUNKS[0] - 1, min(beyond, count // 2))
 
 
 @settings(deadline=None)
