@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # What LangChain code may pass along that changes nothing here: one call per turn, always strict.
 _HARMLESS = {"stream", "stream_usage", "strict", "parallel_tool_calls", "ls_structured_output_format"}
-_SAMPLING = ("temperature", "top_k", "top_p", "max_tokens")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,8 @@ class JaxChatModel(BaseChatModel):
         name: what the model is called in logs.
         temperature: 0 is greedy.
         top_k: 0 keeps all tokens.
-        top_p: 1 keeps all tokens.
+        top_p, min_p: 1 and 0 keep all tokens.
+        repetition_penalty: 1 is none.
         max_tokens: the most tokens to generate in one turn.
         seed: makes a sampled answer repeatable.
         logprobs: put log-probabilities into ``response_metadata``.
@@ -65,6 +66,8 @@ class JaxChatModel(BaseChatModel):
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     max_tokens: int = 256
     seed: int = 0
     logprobs: bool = False
@@ -225,7 +228,7 @@ class JaxChatModel(BaseChatModel):
         if kwargs:
             raise RestillError(
                 f"unknown option {', '.join(sorted(kwargs))}; JaxChatModel takes stop, temperature, top_k, "
-                "top_p, max_tokens, seed, grammar, deadline and logprobs"
+                "top_p, min_p, repetition_penalty, max_tokens, seed, grammar, deadline and logprobs"
             )
         request = Request(
             prompt=tuple(self.tokenizer.chat(to_turns(messages, tools))),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from . import runner
 from .grammar import GrammarCompiler
 from .job import Job
 from .precision import Precision, resolve, serving_params
-from .request import Completion, Request
+from .request import Completion, Request, Sampling
 from .worker import Worker
 
 
@@ -71,8 +72,7 @@ class Engine:
                 f"shorten it to at most {self.max_context - runner.MARGIN - 1} tokens or raise max_context"
             )
         self._check_tokens(prompt)
-        if request.sampling.max_tokens < 1:
-            raise RestillError(f"max_tokens={request.sampling.max_tokens} must be at least 1")
+        _check_sampling(request.sampling)
         matcher = self._grammars.matcher(request.grammar) if request.grammar else None
         job = Job(request, min(request.sampling.max_tokens, room), matcher, on_text)
         self._enqueue(job)
@@ -182,6 +182,19 @@ class Engine:
     def close(self) -> None:
         """Stop the worker and free the cache; what still runs is cancelled."""
         _stop(self._worker, self._wake, self._thread)
+
+
+def _check_sampling(s: Sampling) -> None:
+    for name, value, fits, range_ in (
+        ("max_tokens", s.max_tokens, s.max_tokens >= 1, "at least 1"),
+        ("temperature", s.temperature, 0 <= s.temperature < math.inf, "0 (greedy) or more"),
+        ("top_k", s.top_k, s.top_k >= 0, "0 (all) or more"),
+        ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0, at most 1"),
+        ("min_p", s.min_p, 0 <= s.min_p <= 1, "from 0 to 1"),
+        ("repetition_penalty", s.repetition_penalty, 0 < s.repetition_penalty < math.inf, "above 0"),
+    ):
+        if not fits:
+            raise RestillError(f"{name}={value} must be {range_}")
 
 
 def _stop(worker: Worker, wake: threading.Condition, thread: threading.Thread | None) -> None:

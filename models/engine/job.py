@@ -43,6 +43,11 @@ class Job:
     _sent: int = 0
 
     @property
+    def waits(self) -> bool:
+        """Whether the host must have read the last token before the next can be drawn."""
+        return self.matcher is not None or self.request.sampling.repetition_penalty != 1
+
+    @property
     def length(self) -> int:
         """Tokens that prompt and output have at most."""
         return len(self.request.prompt) + self.max_tokens

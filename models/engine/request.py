@@ -10,11 +10,22 @@ FinishReason = Literal["stop", "length", "deadline", "cancelled", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn. ``temperature=0`` is greedy; ``top_k=0`` and ``top_p=1`` truncate nothing."""
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: keep that many of the likeliest; 0 keeps all.
+        top_p: keep the likeliest until their mass reaches this (Holtzman et al. 1904.09751); 1 keeps all.
+        min_p: keep what is at least this share of the likeliest (Nguyen et al. 2407.01082); 0 keeps all.
+        repetition_penalty: divide the positive and multiply the negative logits of tokens that the prompt or the
+            output already has (Keskar et al. 1909.05858, section 4.1); 1 leaves them.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     max_tokens: int = 256
 
 

@@ -17,8 +17,8 @@ def unpack_mask(bits: Array, vocab: int) -> Array:
     return wide.reshape(bits.shape[0], -1)[:, :vocab] != 0
 
 
-def truncate(logits: Array, top_k: Array, top_p: Array) -> Array:
-    """Logits with everything outside top-k and the top-p nucleus at -inf; 0 and 1 switch a row's cut off.
+def truncate(logits: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:
+    """Logits with everything outside top-k, the top-p nucleus and min-p at -inf; 0, 1 and 0 switch a row's cut off.
 
     top-p keeps the smallest set of most likely tokens whose mass reaches p (Holtzman et al. 1904.09751).
     """
@@ -30,7 +30,14 @@ def truncate(logits: Array, top_k: Array, top_p: Array) -> Array:
     # The nucleus ends at the last token before which less than p has been gathered.
     last = jnp.sum((before < top_p[:, None]) & (kept > NEG_INF / 2), axis=-1)
     floor = jnp.take_along_axis(order, jnp.maximum(last, 1)[:, None] - 1, axis=-1)
-    return jnp.where(logits >= jnp.maximum(kth, floor), logits, NEG_INF)
+    least = order[:, :1] + jnp.log(min_p)[:, None]
+    return jnp.where(logits >= jnp.maximum(jnp.maximum(kth, floor), least), logits, NEG_INF)
+
+
+def penalise(logits: Array, seen: Array, penalty: Array) -> Array:
+    """Logits made smaller where the bits ``seen [B, ceil(vocab/32)]`` are set; ``penalty [B]`` of 1 changes nothing."""
+    factor = jnp.where(unpack_mask(seen, logits.shape[-1]), penalty[:, None], 1.0)
+    return jnp.where(logits > 0, logits / factor, logits * factor)
 
 
 def categorical(logits: Array, uniform: Array) -> Array:
@@ -65,24 +72,26 @@ def sample(
     seeds: Array,
     positions: Array,
     temperature: Array,
-    top_k: Array | None,
-    top_p: Array | None,
+    cuts: tuple[Array, Array, Array] | None = None,
+    repeated: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array, Array]:
     """Draw one token a row.
 
     Args:
         logits: ``[B, V]`` f32. bits: grammar mask or None. seeds, positions: ``[B]``; together they fix the draw.
-        temperature: ``[B]``, 0 for greedy. top_k, top_p: ``[B]`` or None where no row truncates.
+        temperature: ``[B]``, 0 for greedy. cuts: top_k, top_p and min_p, each ``[B]``, if any row truncates.
+        repeated: bits of the tokens seen so far and the penalty, if any row has one.
 
     Returns:
         tokens ``[B]``; their log-probabilities under the model itself, and under what they were drawn from.
     """
     raw = jax.nn.log_softmax(logits, axis=-1)
-    allowed = logits if bits is None else jnp.where(unpack_mask(bits, logits.shape[-1]), logits, NEG_INF)
+    adjusted = logits if repeated is None else penalise(logits, *repeated)
+    allowed = adjusted if bits is None else jnp.where(unpack_mask(bits, logits.shape[-1]), adjusted, NEG_INF)
     greedy = jnp.argmax(allowed, axis=-1)
     scaled = allowed / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-    if top_k is not None and top_p is not None:
-        scaled = truncate(scaled, top_k, top_p)
+    if cuts is not None:
+        scaled = truncate(scaled, *cuts)
     keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(seeds, positions)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
     tokens = jnp.where(temperature > 0, categorical(scaled, uniform), greedy)

@@ -11,6 +11,7 @@ from jax import Array
 
 from .grammar import mask_rows
 from .job import Job
+from .request import Sampling
 from .scheduler import Chunk
 from .slots import Slot
 
@@ -55,10 +56,22 @@ def step_inputs(
         "seeds": np.array([job.request.seed & 0x7FFFFFFF if job else 0 for job in rows], np.int32),
         "positions": np.array([job.dispatched if job else 0 for job in rows], np.int32),
         "temperature": np.array([s.temperature if s else 0.0 for s in samplings], np.float32),
-        "top_k": None,
-        "top_p": None,
     }
-    if any(s and (s.top_k > 0 or s.top_p < 1) for s in samplings):
-        rules["top_k"] = np.array([s.top_k if s else 0 for s in samplings], np.int32)
-        rules["top_p"] = np.array([s.top_p if s else 1.0 for s in samplings], np.float32)
+    some = [s or Sampling() for s in samplings]
+    if any(s.top_k > 0 or s.top_p < 1 or s.min_p > 0 for s in some):
+        top_k = np.array([s.top_k for s in some], np.int32)
+        rules["cuts"] = (top_k, *(np.array([getattr(s, n) for s in some], np.float32) for n in ("top_p", "min_p")))
+    if any(s.repetition_penalty != 1 for s in some):
+        seen = np.zeros((len(rows), -(-vocab_size // 32)), np.int32)
+        for row, job in enumerate(rows):
+            if job is not None and job.request.sampling.repetition_penalty != 1:
+                seen[row] = _bits([*job.request.prompt, *job.tokens], vocab_size)
+        rules["repeated"] = (seen, np.array([s.repetition_penalty for s in some], np.float32))
     return np.array(fresh, np.int32), np.array(lengths, np.int32), rules
+
+
+def _bits(tokens: Sequence[int], vocab_size: int) -> np.ndarray:
+    """A set of tokens as bits ``[ceil(vocab/32)]`` int32, little-endian words."""
+    present = np.zeros(-(-vocab_size // 32) * 32, bool)
+    present[np.asarray(tokens)] = True
+    return np.packbits(present, bitorder="little").view(np.int32)

@@ -80,8 +80,7 @@ class Worker:
         for job, reason in over:
             job.finish(reason, self.tokenizer)
         self._prefill(work)
-        # A grammar decides on the host what may come next: a step with one waits for the step before it.
-        if any(job.matcher is not None for job in self.scheduler.running.values()):
+        if any(job.waits for job in self.scheduler.running.values()):
             self._collect()
         ahead = self._dispatch(self.scheduler.rows())
         self._collect()

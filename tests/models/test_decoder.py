@@ -39,7 +39,7 @@ def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(params
         zeros = np.zeros(4, np.int32)
         rules = {
             "bits": np.full((4, 3), -1, np.int32), "seeds": zeros, "positions": zeros,
-            "temperature": np.zeros(4, np.float32), "top_k": None, "top_p": None,
+            "temperature": np.zeros(4, np.float32),
         }  # fmt: skip
         cache, _, (drawn, raw, _) = runner.decode(TINY, params, cache, jnp.zeros(4, jnp.int32), feed, lengths, rules)
         assert int(drawn[slot]) == int(reference[position].argmax())

@@ -116,6 +116,13 @@ def test_streamed_pieces_join_to_the_text_and_never_show_the_stop_string(engine:
     assert asyncio.run(pieces()) == text[: text.index(text[9:12])]
 
 
+def test_a_strong_repetition_penalty_never_repeats_a_token(engine: Engine) -> None:
+    sampling = Sampling(max_tokens=40, repetition_penalty=1e6)
+    plain, done = ask(engine, greedy(PROMPTS[2], 40), Request(prompt=PROMPTS[2], sampling=sampling))
+    assert len(set(plain.tokens)) < len(plain.tokens)
+    assert len(set(done.tokens)) == len(done.tokens) and not set(done.tokens) & set(PROMPTS[2])
+
+
 def test_a_grammar_is_followed_at_any_temperature(engine: Engine) -> None:
     grammar = 'start: "Action: " /[a-z]{1,5}/ " {" /[0-9]{2}/ "}"'
     requests = [
@@ -148,6 +155,8 @@ def test_cancelling_and_deadlines_free_the_slot(engine: Engine) -> None:
         (greedy(tuple([1] * 600)), "600 tokens"),
         (greedy((10**6,)), "token id"),
         (greedy((1,), 0), "max_tokens"),
+        (Request(prompt=(1,), sampling=Sampling(top_p=0.0)), "top_p=0.0 must be above 0"),
+        (Request(prompt=(1,), sampling=Sampling(temperature=float("nan"))), "temperature=nan"),
     ],
 )
 def test_an_unusable_request_is_refused_by_name(engine: Engine, request_: Request, names: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restill.models.engine.sampling import categorical, sample, truncate, unpack_mask
+from restill.models.engine.sampling import categorical, penalise, sample, truncate, unpack_mask
 
 draw = jax.jit(categorical)
 cut = jax.jit(truncate)
@@ -44,15 +44,28 @@ def test_truncation_keeps_what_a_plain_sort_keeps(seed: int, top_k: int, top_p: 
     before = np.cumsum(p) - p
     expected = {int(t) for t, b in zip(order, before, strict=True) if b < top_p - 1e-5} | {int(order[0])}
     allowed = {int(t) for t, b in zip(order, before, strict=True) if b < top_p + 1e-5}
-    kept = cut(logits[None], jnp.int32([top_k]), jnp.float32([top_p]))[0]
+    kept = cut(logits[None], jnp.int32([top_k]), jnp.float32([top_p]), jnp.float32([0]))[0]
     got = set(np.flatnonzero(np.asarray(kept) > -1e29).tolist())
     assert expected <= got <= allowed
+
+
+def test_min_p_keeps_what_is_at_least_that_share_of_the_likeliest() -> None:
+    p = np.array([0.5, 0.26, 0.24, 0.0])
+    kept = cut(np.log(p + 1e-9)[None], jnp.int32([0]), jnp.float32([1.0]), jnp.float32([0.5]))[0]
+    assert np.flatnonzero(np.asarray(kept) > -1e29).tolist() == [0, 1]
+
+
+def test_the_penalty_falls_on_seen_tokens_alone_and_always_lowers_them() -> None:
+    logits = jnp.array([[2.0, 2.0, -2.0, -2.0], [2.0, 2.0, -2.0, -2.0]])
+    seen = jnp.int32([[0b0101], [0b0101]])
+    out = penalise(logits, seen, jnp.float32([2.0, 1.0]))
+    np.testing.assert_array_equal(out, [[1.0, 2.0, -4.0, -2.0], [2.0, 2.0, -2.0, -2.0]])
 
 
 def test_log_probabilities_are_raw_and_as_drawn() -> None:
     logits = jnp.array([[1.0, 2.0, 0.5, -1.0]])
     bits = jnp.int32([[0b1011]])  # token 2 forbidden
-    rules = {"seeds": jnp.int32([3]), "positions": jnp.int32([0]), "top_k": None, "top_p": None}
+    rules = {"seeds": jnp.int32([3]), "positions": jnp.int32([0])}
     token, raw, drawn = sample(logits, bits, temperature=jnp.float32([0.5]), **rules)
     t = int(token[0])
     assert t != 2
