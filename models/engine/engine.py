@@ -170,6 +170,11 @@ class Engine:
         return self._worker.tokens_decoded / max(1, self._worker.steps * self._slots)
 
     @property
+    def running(self) -> int:
+        """Requests that hold a slot now."""
+        return len(self._worker.scheduler.running)
+
+    @property
     def tokens_prefilled(self) -> int:
         """Prompt tokens computed so far, those found in the cache not counted."""
         return self._worker.tokens_prefilled
