@@ -30,7 +30,7 @@ NEG_INF = -1e30
 class Attend(Protocol):
     """Attention of one layer, with its cache: ``q [B, L, H, D]``, ``k, v [B, L, KV, D]`` to ``[B, L, H, D]``."""
 
-    def __call__(self, layer: int, q: Array, k: Array, v: Array) -> Array: ...
+    def __call__(self, layer: int, q: Array, k: Array, v: Array, /) -> Array: ...
 
 
 class Block(nnx.Module):

@@ -161,8 +161,7 @@ class Engine:
     @property
     def compilations(self) -> int:
         """Programs compiled so far in this process, over all engines."""
-        programs = (runner.prefill, runner.decode, runner.copy_slot, runner.clear_slot, runner.score)
-        return sum(program._cache_size() for program in programs)
+        return runner.compilations()
 
     @property
     def occupancy(self) -> float:

@@ -91,7 +91,7 @@ def _prefill(model: Decoder, cache: Cache, tokens: Array, slot: Array, start: Ar
         keys = lax.dynamic_update_slice(keys, k.transpose(0, 2, 3, 1), (slot, 0, 0, start))
         values = lax.dynamic_update_slice(values, v.transpose(0, 2, 1, 3), (slot, 0, start, 0))
         updated.append((keys, values))
-        mine = (lax.dynamic_slice_in_dim(side, slot, 1) for side in (keys, values))
+        mine = lax.dynamic_slice_in_dim(keys, slot, 1), lax.dynamic_slice_in_dim(values, slot, 1)
         return _cached_attention(q, *mine, visible)
 
     hidden = model(tokens[None], positions[None], attend)
@@ -169,3 +169,9 @@ def pad_to(values: Sequence[int], length: int) -> np.ndarray:
     out = np.zeros(length, np.int32)
     out[: len(values)] = values
     return out
+
+
+def compilations() -> int:
+    """Programs compiled so far in this process, over all engines."""
+    programs: tuple[Any, ...] = (prefill, decode, copy_slot, clear_slot, score)
+    return sum(program._cache_size() for program in programs)

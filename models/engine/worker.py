@@ -45,8 +45,9 @@ class Worker:
         max_context: int,
         wake: threading.Condition,
     ) -> None:
-        self.config, self.params, self.tokenizer, self.precision = config, params, tokenizer, precision
+        self.config, self.params, self.tokenizer = config, params, tokenizer
         self.max_context, self.scheduler, self.closed = max_context, Scheduler(slots), False
+        self._dtype = dtype_of(precision)
         self._wake = wake
         self._rows = sorted({b for b in (1, 4, 16, 64, 256) if b < slots} | {slots})
         self._cache: runner.Cache | None = None
@@ -109,7 +110,7 @@ class Worker:
         most = max((job.length for job in self.scheduler.running.values()), default=0) + runner.MARGIN
         context = next((c for c in CONTEXTS if c >= most), self.max_context + runner.MARGIN)
         if self._cache is None:
-            self._cache = runner.new_cache(self.config, slots, context, dtype_of(self.precision))
+            self._cache = runner.new_cache(self.config, slots, context, self._dtype)
             self._newest = jnp.zeros(slots, jnp.int32)
         elif self._cache[0][1].shape[2] < context:
             self._cache = runner.grow_cache(self._cache, context)
