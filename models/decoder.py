@@ -13,6 +13,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -24,6 +25,8 @@ Params = Mapping[str, Array]
 """Flat canonical parameters; matmul kernels are ``[in, out]``."""
 
 MATMULS = ("q", "k", "v", "o", "gate", "up", "down")
+FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+"""Matmuls over the same input, which serving does as one (``fuse``)."""
 NEG_INF = -1e30
 
 
@@ -52,18 +55,25 @@ class Block(nnx.Module):
         self.config, self.index = config, index
         self.attn_norm = RMSNorm(params[prefix + "attn_norm"], config.rms_norm_eps)
         self.mlp_norm = RMSNorm(params[prefix + "mlp_norm"], config.rms_norm_eps)
-        self.q, self.k, self.v, self.o = linear("q"), linear("k"), linear("v"), linear("o")
-        self.gate, self.up, self.down = linear("gate"), linear("up"), linear("down")
+        for fused, names in FUSED.items():
+            for name in (fused,) if prefix + fused in params else names:
+                setattr(self, name, linear(name))
+        self.o, self.down = linear("o"), linear("down")
 
     def __call__(self, x: Array, angles: tuple[Array, Array], attend: Attend) -> Array:
         """``x [B, L, hidden]`` to the same shape."""
-        heads = (*x.shape[:-1], -1, self.config.head_dim)
-        h = self.attn_norm(x)
-        q, k = (rotate(proj(h).reshape(heads), angles) for proj in (self.q, self.k))
-        out = attend(self.index, q, k, self.v(h).reshape(heads))
+        config, heads = self.config, (*x.shape[:-1], -1, self.config.head_dim)
+        widths = [n * config.head_dim for n in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+        q, k, v = (part.reshape(heads) for part in self._project("qkv", self.attn_norm(x), widths))
+        out = attend(self.index, rotate(q, angles), rotate(k, angles), v)
         x = x + self.o(out.reshape(*x.shape[:-1], -1))
-        h = self.mlp_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+        gate, up = self._project("gate_up", self.mlp_norm(x), [config.intermediate_size] * 2)
+        return x + self.down(jax.nn.silu(gate) * up)
+
+    def _project(self, fused: str, h: Array, widths: list[int]) -> list[Array]:
+        if hasattr(self, fused):
+            return jnp.split(getattr(self, fused)(h), np.cumsum(widths)[:-1].tolist(), axis=-1)
+        return [getattr(self, name)(h) for name in FUSED[fused]]
 
 
 class Decoder(nnx.Module):
@@ -102,6 +112,18 @@ class Decoder(nnx.Module):
         if self.lm_head is not None:
             return jnp.matmul(hidden, self.lm_head[...], preferred_element_type=jnp.float32)
         return jnp.einsum("...d,vd->...v", hidden, self.embed[...], preferred_element_type=jnp.float32)
+
+
+def fuse(config: DecoderConfig, params: Params) -> dict[str, Array]:
+    """The same parameters, also quantised ones, with one kernel for each of ``FUSED``: fewer, larger matmuls."""
+    out = dict(params)
+    for i in range(config.num_layers):
+        for fused, names in FUSED.items():
+            for suffix in ("", ".scale"):
+                parts = [out.pop(key) for name in names if (key := f"layers.{i}.{name}{suffix}") in out]
+                if parts:
+                    out[f"layers.{i}.{fused}{suffix}"] = jnp.concatenate(parts, axis=-1)
+    return out
 
 
 def param_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

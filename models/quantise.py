@@ -20,7 +20,7 @@ from jax import Array, lax
 
 from .config import DecoderConfig
 
-TWO_TERMS = frozenset({"v", "head"})
+TWO_TERMS = frozenset({"v", "qkv", "head"})
 """Matmuls whose input keeps 16 bits: measured, the rest of the loss comes from these."""
 _MIGRATION = 0.65
 """How much of the input's range moves into the weights (alpha of SmoothQuant)."""
@@ -56,7 +56,9 @@ def int8_matmul(x: Array, kernel: Array, scale: Array, *, two_terms: bool = Fals
     terms = [rows_to_int8(flat)]
     if two_terms:
         first, size = terms[0]
-        terms.append(rows_to_int8(flat - first.astype(jnp.float32) * size))
+        # What rounding left is at most half a step, so its scale is known.
+        rest = jnp.round((flat - first.astype(jnp.float32) * size) / size * 254).astype(jnp.int8)
+        terms.append((rest, size / 254))
     rows = jnp.concatenate([term for term, _ in terms])
     if rows.shape[0] == 1:
         rows = jnp.concatenate([rows, rows])

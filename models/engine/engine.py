@@ -33,6 +33,7 @@ class Engine:
     Args:
         params: canonical flat parameters (``decoder.param_shapes``).
         slots: sequences decoded together. max_context: most tokens of prompt and output together.
+        speculate: guess tokens that were seen before and check several a step where that pays; changes no result.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Engine:
         slots: int = 16,
         max_context: int = 2048,
         precision: Precision = "auto",
+        speculate: bool = True,
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.max_context = min(max_context, config.max_positions)
@@ -51,7 +53,9 @@ class Engine:
         self.params = serving_params(config, params, tokenizer, self.precision)
         self._grammars = GrammarCompiler(tokenizer, config.vocab_size)
         self._wake = threading.Condition()
-        self._worker = Worker(config, self.params, tokenizer, self.precision, slots, self.max_context, self._wake)
+        self._worker = Worker(
+            config, self.params, tokenizer, self.precision, slots, self.max_context, self._wake, speculate
+        )
         self._slots = slots
         self._thread: threading.Thread | None = None
 
@@ -166,7 +170,7 @@ class Engine:
     @property
     def occupancy(self) -> float:
         """Share of slots that were decoding, averaged over the steps so far."""
-        return self._worker.tokens_decoded / max(1, self._worker.steps * self._slots)
+        return self._worker.rows_run / max(1, self._worker.steps * self._slots)
 
     @property
     def running(self) -> int:
@@ -177,6 +181,11 @@ class Engine:
     def tokens_prefilled(self) -> int:
         """Prompt tokens computed so far, those found in the cache not counted."""
         return self._worker.tokens_prefilled
+
+    @property
+    def guesses(self) -> tuple[int, int]:
+        """Tokens guessed so far, and how many of them came true."""
+        return self._worker.guessed, self._worker.kept
 
     @property
     def tokens_decoded(self) -> int:

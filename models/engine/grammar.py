@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -40,10 +41,23 @@ class GrammarCompiler:
             return self._compiled[grammar].deep_copy()
 
 
-def mask_rows(matchers: list[LLMatcher | None], vocab_size: int) -> np.ndarray:
-    """Allowed-token bits ``[rows, ceil(vocab/32)]`` int32; a row without a matcher allows everything."""
-    bits = np.full((len(matchers), -(-vocab_size // 32)), -1, np.int32)
+def mask_rows(
+    matchers: Sequence[LLMatcher | None], vocab_size: int, drafts: Sequence[Sequence[int]] | None = None, width: int = 1
+) -> np.ndarray:
+    """Allowed-token bits ``[rows * width, ceil(vocab/32)]`` int32; a row without a matcher allows everything.
+
+    The first of a row's ``width`` masks is for the next token, those after it for what follows its draft so far.
+    """
+    bits = np.full((len(matchers) * width, -(-vocab_size // 32)), -1, np.int32)
     for row, matcher in enumerate(matchers):
-        if matcher is not None:
-            fill_next_token_bitmask(matcher, bits, row)
+        if matcher is None:
+            continue
+        taken = 0
+        for token in (*(drafts[row] if drafts else ()), None):
+            fill_next_token_bitmask(matcher, bits, row * width + taken)
+            if token is None or not matcher.consume_token(token):
+                break
+            taken += 1
+        if taken:
+            matcher.rollback(taken)
     return bits

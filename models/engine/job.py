@@ -12,6 +12,7 @@ from llguidance import LLMatcher
 from ..tokenizer import Tokenizer
 from .request import Completion, FinishReason, Request
 from .slots import Slot
+from .speculation import WIDTH, Lookup
 
 
 @dataclass(eq=False)
@@ -35,12 +36,26 @@ class Job:
     dispatched: int = 0
     ended: bool = False
     scored: int | None = None
+    lookup: Lookup = field(init=False)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampled_logprobs: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     _text: str = ""
     _sent: int = 0
+
+    def __post_init__(self) -> None:
+        self.lookup = Lookup(self.request.prompt if self.scored is None else ())
+
+    def guess(self) -> list[int]:
+        """What may come next, for a step that checks it: forced by the grammar, or seen before."""
+        most = min(WIDTH - 1, self.max_tokens - len(self.tokens) - 1)
+        if self.request.sampling.repetition_penalty != 1 or most < 1:
+            return []
+        if self.matcher is None:
+            return self.lookup.guess(most)
+        guess = (self.matcher.compute_ff_tokens() or self.lookup.guess(most))[:most]
+        return guess[: self.matcher.validate_tokens(guess)]
 
     @property
     def waits(self) -> bool:
@@ -55,6 +70,7 @@ class Job:
     def accept(self, token: int, raw: float, sampled: float, tokenizer: Tokenizer) -> FinishReason | None:
         """Take one sampled token; returns why generation is over, or None."""
         self.tokens.append(token)
+        self.lookup.extend((token,))
         self.logprobs.append(raw)
         self.sampled_logprobs.append(sampled)
         if self.matcher is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from ..config import DecoderConfig
+from ..decoder import fuse
 from ..errors import RestillError
 from ..quantise import CALIBRATION, int8_matmul, quantise
 from ..tokenizer import Tokenizer
@@ -49,8 +50,10 @@ def serving_params(
     if precision in ("w8a8", "int8"):
         tree = quantise(config, params, [i for i in tokenizer.encode(CALIBRATION) if i < config.vocab_size])
         keep = {name for name in tree if name.endswith(".scale")}
-        return {k: v if k in keep or v.dtype == jnp.int8 else v.astype(dtype) for k, v in tree.items()}
-    return {name: jnp.asarray(leaf, dtype) for name, leaf in params.items()}
+        cast = {k: v if k in keep or v.dtype == jnp.int8 else v.astype(dtype) for k, v in tree.items()}
+    else:
+        cast = {name: jnp.asarray(leaf, dtype) for name, leaf in params.items()}
+    return fuse(config, cast)
 
 
 @cache

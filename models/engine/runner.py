@@ -22,6 +22,8 @@ from .sampling import sample
 
 Cache = tuple[tuple[Array, Array], ...]
 """Per layer ``(k, v)``."""
+Drawn = tuple[Array, Array, Array, Array]
+"""Tokens, raw and sampled log-probabilities, each ``[B, T]``, and how many drafts were kept, ``[B]``."""
 
 CHUNKS = (16, 32, 64, 128, 256)
 """Prefill widths; a prompt is cut into these."""
@@ -47,16 +49,46 @@ def grow_cache(cache: Cache, context: int) -> Cache:
     )
 
 
-def _cached_attention(q: Array, k: Array, v: Array, visible: Array) -> Array:
-    """``q [B, L, H, D]`` over cached ``k [B, KV, D, T]``, ``v [B, KV, T, D]`` where ``visible [B, L, T]``."""
-    batch, length, heads, dim = q.shape
-    kv = k.shape[1]
-    groups = q.reshape(batch, length, kv, -1, dim).transpose(0, 2, 1, 3, 4).reshape(batch, kv, -1, dim)
-    scores = jnp.einsum("bkqd,bkdt->bkqt", groups, k, preferred_element_type=jnp.float32) * dim**-0.5
-    mask = jnp.repeat(visible, heads // kv, axis=1)[:, None]
-    weights = jax.nn.softmax(jnp.where(mask, scores, NEG_INF), axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkqt,bktd->bkqd", weights, v).reshape(batch, kv, length, -1, dim)
-    return out.transpose(0, 2, 1, 3, 4).reshape(batch, length, heads, dim)
+def _attend(q: Array, k: Array, v: Array, keys: Array, values: Array, lengths: Array) -> Array:
+    """New tokens over the cached ones and, causally, over themselves.
+
+    The cache is read as it was before the step: a program that read what it has just written would copy all of it.
+
+    Args:
+        q: ``[B, T, H, D]``. k, v: ``[B, T, KV, D]``. keys: ``[B, KV, D, C]``. values: ``[B, KV, C, D]``.
+        lengths: ``[B]`` how much of C is there.
+    """
+    batch, count, heads, dim = q.shape
+    kv = k.shape[2]
+    groups = (q * dim**-0.5).reshape(batch, count, kv, -1, dim).transpose(0, 2, 1, 3, 4).reshape(batch, kv, -1, dim)
+    causal = jnp.repeat(jnp.tril(jnp.ones((count, count), bool)), heads // kv, axis=0)
+    old = jnp.einsum("bkqd,bkdc->bkqc", groups, keys, preferred_element_type=jnp.float32)
+    new = jnp.einsum("bkqd,btkd->bkqt", groups, k, preferred_element_type=jnp.float32)
+    old = jnp.where(jnp.arange(keys.shape[-1]) < lengths[:, None, None, None], old, NEG_INF)
+    new = jnp.where(causal, new, NEG_INF)
+    top = jnp.maximum(old.max(-1), new.max(-1))[..., None]
+    old, new = jnp.exp(old - top), jnp.exp(new - top)
+    out = jnp.einsum("bkqc,bkcd->bkqd", old.astype(v.dtype), values, preferred_element_type=jnp.float32)
+    out += jnp.einsum("bkqt,btkd->bkqd", new.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = (out / (old.sum(-1) + new.sum(-1))[..., None]).astype(q.dtype).reshape(batch, kv, count, -1, dim)
+    return out.transpose(0, 2, 1, 3, 4).reshape(batch, count, heads, dim)
+
+
+def _write(cache: Cache, fresh: Sequence[tuple[Array, Array]], slots: Sequence[Any], starts: Sequence[Any]) -> Cache:
+    """``k, v [B, T, KV, D]`` of every layer into ``slots`` at ``starts``, both as long as B."""
+    updated: list[tuple[Array, Array]] = []
+    for (keys, values), (k, v) in zip(cache, fresh, strict=True):
+        for row, (slot, start) in enumerate(zip(slots, starts, strict=True)):
+            keys = lax.dynamic_update_slice(keys, k[row].transpose(1, 2, 0)[None], (slot, 0, 0, start))
+            values = lax.dynamic_update_slice(values, v[row].transpose(1, 0, 2)[None], (slot, 0, start, 0))
+        updated.append((keys, values))
+    return tuple(updated)
+
+
+def _after(position: Array, done: Array) -> Array:
+    """``position``, known to the compiler only when ``done`` (never negative) is: then all reads precede the write,
+    and the donated cache is written in place."""
+    return jnp.where(done < 0, 0, position)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -81,21 +113,16 @@ def score(
 
 
 def _prefill(model: Decoder, cache: Cache, tokens: Array, slot: Array, start: Array) -> tuple[Cache, Array]:
-    width, context = tokens.shape[0], cache[0][1].shape[2]
-    positions = start + jnp.arange(width)
-    visible = (jnp.arange(context) <= positions[:, None])[None]
-    updated: list[tuple[Array, Array]] = []
+    fresh: list[tuple[Array, Array]] = []
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-        keys, values = cache[layer]
-        keys = lax.dynamic_update_slice(keys, k.transpose(0, 2, 3, 1), (slot, 0, 0, start))
-        values = lax.dynamic_update_slice(values, v.transpose(0, 2, 1, 3), (slot, 0, start, 0))
-        updated.append((keys, values))
-        mine = lax.dynamic_slice_in_dim(keys, slot, 1), lax.dynamic_slice_in_dim(values, slot, 1)
-        return _cached_attention(q, *mine, visible)
+        fresh.append((k, v))
+        keys, values = (lax.dynamic_slice_in_dim(side, slot, 1) for side in cache[layer])
+        return _attend(q, k, v, keys, values, start[None])
 
-    hidden = model(tokens[None], positions[None], attend)
-    return tuple(updated), hidden
+    hidden = model(tokens[None], (start + jnp.arange(tokens.shape[0]))[None], attend)
+    at = _after(start, jnp.where(jnp.isnan(hidden[0, 0, 0]), 1, jnp.abs(hidden[0, 0, 0])))
+    return _write(cache, fresh, [slot], [at]), hidden
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
@@ -107,35 +134,51 @@ def decode(
     fresh: Array,
     lengths: Array,
     rules: Mapping[str, Any],
-) -> tuple[Cache, Array, tuple[Array, Array, Array]]:
-    """One token for each of the first B slots.
+    drafts: Array | None = None,
+) -> tuple[Cache, Array, Drawn]:
+    """One token for each of the first B slots, or up to T where drafts come true.
 
     Args:
         newest: ``[slots]`` each slot's newest token, not yet in the cache, as the step before left it here.
         fresh: ``[B]`` a token that the host feeds instead, or -1.
         lengths: ``[B]`` tokens in the cache. An idle slot's row writes just beyond its length, where nothing looks.
-        rules: the keyword arguments of ``sampling.sample`` except logits.
+        rules: the keyword arguments of ``sampling.sample`` except logits, for B rows (``bits``: for B x T).
+        drafts: ``[B, T - 1]`` guesses of what comes next, -1 for none. Each position is drawn as it would be without
+            them; a guess is kept while it equals what was drawn.
 
     Returns:
-        the cache, ``newest`` with what was drawn, and ``(tokens, raw, sampled log-probabilities)``, each ``[B]``.
+        the cache, ``newest`` with what was drawn last, and ``Drawn``.
     """
-    batch, context = fresh.shape[0], cache[0][1].shape[2]
-    tokens = jnp.where(fresh >= 0, fresh, newest[:batch])
-    visible = (jnp.arange(context) <= lengths[:, None])[:, None]
-    updated: list[tuple[Array, Array]] = []
+    batch = fresh.shape[0]
+    tokens = jnp.where(fresh >= 0, fresh, newest[:batch])[:, None]
+    if drafts is not None:
+        tokens = jnp.concatenate([tokens, jnp.maximum(drafts, 0)], axis=1)
+    width = tokens.shape[1]
+    written: list[tuple[Array, Array]] = []
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-        keys, values = cache[layer]
-        for row in range(batch):
-            keys = lax.dynamic_update_slice(keys, k[row].transpose(1, 2, 0)[None], (row, 0, 0, lengths[row]))
-            values = lax.dynamic_update_slice(values, v[row].transpose(1, 0, 2)[None], (row, 0, lengths[row], 0))
-        updated.append((keys, values))
-        return _cached_attention(q, keys[:batch], values[:batch], visible)
+        written.append((k, v))
+        keys, values = (side[:batch] for side in cache[layer])
+        return _attend(q, k, v, keys, values, lengths)
 
     model = Decoder(config, params)
-    hidden = model(tokens[:, None], lengths[:, None], attend)
-    drawn = sample(model.logits(hidden[:, 0]), **rules)
-    return tuple(updated), newest.at[:batch].set(drawn[0].astype(newest.dtype)), drawn
+    offsets = jnp.arange(width, dtype=lengths.dtype)
+    hidden = model(tokens, lengths[:, None] + offsets, attend)
+    rules = {
+        name: part if name == "bits" else jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), part)
+        for name, part in rules.items()
+    }
+    rules["positions"] = rules["positions"] + jnp.tile(offsets, batch)
+    drawn, raw, sampled = (
+        part.reshape(batch, width) for part in sample(model.logits(hidden.reshape(batch * width, -1)), **rules)
+    )
+    kept = jnp.zeros(batch, jnp.int32)
+    if drafts is not None:
+        kept = jnp.cumprod(drawn[:, :-1] == drafts, axis=1).sum(axis=1)
+    last = jnp.take_along_axis(drawn, kept[:, None], axis=1)[:, 0].astype(newest.dtype)
+    starts = [_after(lengths[row], last[row]) for row in range(batch)]
+    cache = _write(cache, written, range(batch), starts)
+    return cache, newest.at[:batch].set(last), (drawn, raw, sampled, kept)
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,23 @@ from jax import Array
 from .grammar import mask_rows
 from .job import Job
 from .request import Sampling
+from .runner import Drawn
 from .scheduler import Chunk
 from .slots import Slot
+from .speculation import WIDTH
 
 
 @dataclass(frozen=True)
 class Flight:
-    """A decode step whose results have not been read yet: tokens, raw and sampled log-probabilities by row."""
+    """A decode step whose results have not been read yet.
+
+    Attributes:
+        guesses: what it checks, by job.
+    """
 
     jobs: Mapping[int, Job]
-    drawn: tuple[Array, Array, Array]
+    drawn: Drawn
+    guesses: Mapping[Job, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,18 +48,22 @@ class Scored:
 
 
 def step_inputs(
-    jobs: Mapping[int, Job], slots: Sequence[Slot], vocab_size: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """``fresh``, ``lengths`` and ``rules`` of ``runner.decode`` for the rows ``slots``; rows without a job idle."""
+    jobs: Mapping[int, Job], slots: Sequence[Slot], vocab_size: int, guesses: Mapping[Job, Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any], np.ndarray | None]:
+    """``fresh``, ``lengths``, ``rules``, ``drafts`` of ``runner.decode`` for the rows ``slots``; some may be idle.
+
+    Without ``guesses`` the step computes one token a row.
+    """
     rows = [jobs.get(row) for row in range(len(slots))]
     fresh = [job.request.prompt[-1] if job and not job.dispatched else -1 for job in rows]
     lengths = [
         len(job.request.prompt) - 1 + job.dispatched if job else len(slot.tokens)
         for job, slot in zip(rows, slots, strict=True)
     ]
+    drafts = [list(guesses.get(job, ())) if job else [] for job in rows] if guesses else None
     samplings = [job.request.sampling if job else None for job in rows]
     rules: dict[str, Any] = {
-        "bits": mask_rows([job.matcher if job else None for job in rows], vocab_size),
+        "bits": mask_rows([job.matcher if job else None for job in rows], vocab_size, drafts, WIDTH if drafts else 1),
         "seeds": np.array([job.request.seed & 0x7FFFFFFF if job else 0 for job in rows], np.int32),
         "positions": np.array([job.dispatched if job else 0 for job in rows], np.int32),
         "temperature": np.array([s.temperature if s else 0.0 for s in samplings], np.float32),
@@ -67,7 +78,8 @@ def step_inputs(
             if job is not None and job.request.sampling.repetition_penalty != 1:
                 seen[row] = _bits([*job.request.prompt, *job.tokens], vocab_size)
         rules["repeated"] = (seen, np.array([s.repetition_penalty for s in some], np.float32))
-    return np.array(fresh, np.int32), np.array(lengths, np.int32), rules
+    padded = np.array([[*draft, *[-1] * (WIDTH - 1 - len(draft))] for draft in drafts], np.int32) if drafts else None
+    return np.array(fresh, np.int32), np.array(lengths, np.int32), rules, padded
 
 
 def _bits(tokens: Sequence[int], vocab_size: int) -> np.ndarray:

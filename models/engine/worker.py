@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from .job import Job
 from .precision import Precision, dtype_of
 from .request import FinishReason
 from .scheduler import Chunk, Fork, Scheduler
+from .speculation import WIDTH, Pace
 from .step import Flight, Scored, step_inputs
 
 CONTEXTS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
@@ -44,6 +46,7 @@ class Worker:
         slots: int,
         max_context: int,
         wake: threading.Condition,
+        speculate: bool,
     ) -> None:
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.max_context, self.scheduler, self.closed = max_context, Scheduler(slots), False
@@ -54,7 +57,8 @@ class Worker:
         self._newest: Array | None = None
         self._flight: Flight | None = None
         self._scored: list[Scored] = []
-        self.steps = self.tokens_decoded = self.tokens_prefilled = 0
+        self._pace, self._speculate, self._shape = Pace(), speculate, None
+        self.steps = self.rows_run = self.tokens_decoded = self.tokens_prefilled = self.guessed = self.kept = 0
 
     def run(self) -> None:
         """Work until ``closed``; what then still waits or runs is cancelled."""
@@ -73,6 +77,7 @@ class Worker:
         self._forget()
 
     def _turn(self) -> None:
+        began = time.monotonic()
         with self._wake:
             over = self.scheduler.over()
             for job, _ in over:
@@ -81,11 +86,38 @@ class Worker:
         for job, reason in over:
             job.finish(reason, self.tokenizer)
         self._prefill(work)
-        if any(job.waits for job in self.scheduler.running.values()):
+        rows = self.scheduler.rows()
+        guesses: dict[Job, list[int]] = {}
+        if any(job.waits for job in rows.values()) or (self._speculate and self._promising(rows)):
             self._collect()
-        ahead = self._dispatch(self.scheduler.rows())
+            rows = self.scheduler.rows()
+            guesses = self._guesses(rows)
+        ahead = self._dispatch(rows, guesses)
         self._collect()
         self._flight = ahead
+        if guesses:  # how many tokens came of it must be known before the next step
+            self._collect()
+        self._time(rows, guesses, None if work else time.monotonic() - began)
+
+    def _promising(self, rows: Mapping[int, Job]) -> bool:
+        """Whether drafting would pay, judged before the step in flight is read."""
+        guesses = {job: job.guess()[bool(self._flight) :] for job in rows.values()}
+        return bool(guesses) and self._pace.pays(self._batch(rows), rows.values(), guesses)
+
+    def _guesses(self, rows: Mapping[int, Job]) -> dict[Job, list[int]]:
+        guesses = {job: job.guess() for job in rows.values()} if self._speculate else {}
+        return guesses if self._pace.pays(self._batch(rows), rows.values(), guesses) else {}
+
+    def _batch(self, rows: Mapping[int, Job]) -> int:
+        return next(b for b in self._rows if b > max(rows))
+
+    def _time(self, rows: Mapping[int, Job], guesses: Mapping[Job, list[int]], seconds: float | None) -> None:
+        """Note what a step cost, unless a prompt, a compilation or another kind of step is in the time."""
+        shape = (self._batch(rows), WIDTH if guesses else 1) if rows else None
+        compiled = runner.compilations()
+        if shape and seconds is not None and (shape, compiled) == self._shape:
+            self._pace.note(*shape, seconds)
+        self._shape = (shape, compiled)
 
     def _prefill(self, work: Sequence[Fork | Chunk]) -> None:
         if not work and self._cache is not None:
@@ -115,19 +147,19 @@ class Worker:
         elif self._cache[0][1].shape[2] < context:
             self._cache = runner.grow_cache(self._cache, context)
 
-    def _dispatch(self, jobs: dict[int, Job]) -> Flight | None:
+    def _dispatch(self, jobs: dict[int, Job], guesses: Mapping[Job, list[int]]) -> Flight | None:
         if not jobs:
             return None
-        batch = next(b for b in self._rows if b > max(jobs))
-        fresh, lengths, rules = step_inputs(jobs, self.scheduler.table.slots[:batch], self.config.vocab_size)
+        slots = self.scheduler.table.slots[: self._batch(jobs)]
+        fresh, lengths, rules, drafts = step_inputs(jobs, slots, self.config.vocab_size, guesses)
         self._cache, self._newest, drawn = runner.decode(
-            self.config, self.params, self._cache, self._newest, fresh, lengths, rules
+            self.config, self.params, self._cache, self._newest, fresh, lengths, rules, drafts
         )
         for job in jobs.values():
             job.dispatched += 1
         self.steps += 1
-        self.tokens_decoded += len(jobs)
-        return Flight(jobs, drawn)
+        self.rows_run += len(jobs)
+        return Flight(jobs, drawn, guesses)
 
     def _collect(self) -> None:
         flight, self._flight = self._flight, None
@@ -137,21 +169,34 @@ class Worker:
                 self._end(part.chunk.job, "stop")
         if flight is None:
             return
-        tokens, raw, sampled = (np.asarray(part).tolist() for part in flight.drawn)
+        tokens, raw, sampled, kept = (np.asarray(part).tolist() for part in flight.drawn)
         for row, job in flight.jobs.items():
             if job.ended or job.slot is None:
                 continue
-            if math.isnan(raw[row]):
-                job.slot.tokens = []
-                self._cache = runner.clear_slot(self._cache, row)
-                with self._wake:
-                    self.scheduler.remove(job)
-                job.fail(RestillError("the model's logits are not numbers (NaN); its weights or adapter are damaged"))
-                continue
-            job.slot.tokens.append((job.tokens or job.request.prompt)[-1])
-            reason = job.accept(tokens[row], raw[row], sampled[row], self.tokenizer)
-            if reason is not None:
-                self._end(job, reason)
+            if guess := flight.guesses.get(job):
+                job.lookup.learn(kept[row], len(guess))
+                job.dispatched += kept[row]
+                self.guessed, self.kept = self.guessed + len(guess), self.kept + kept[row]
+            for drawn in list(zip(tokens[row], raw[row], sampled[row], strict=True))[: kept[row] + 1]:
+                if not self._accept(job, *drawn):
+                    break
+
+    def _accept(self, job: Job, token: int, raw: float, sampled: float) -> bool:
+        """Hand the job its next token; whether it goes on."""
+        assert job.slot is not None
+        if math.isnan(raw):
+            job.slot.tokens = []
+            self._cache = runner.clear_slot(self._cache, job.slot.index)
+            with self._wake:
+                self.scheduler.remove(job)
+            job.fail(RestillError("the model's logits are not numbers (NaN); its weights or adapter are damaged"))
+            return False
+        self.tokens_decoded += 1
+        job.slot.tokens.append((job.tokens or job.request.prompt)[-1])
+        reason = job.accept(token, raw, sampled, self.tokenizer)
+        if reason is not None:
+            self._end(job, reason)
+        return reason is None
 
     def _end(self, job: Job, reason: FinishReason) -> None:
         with self._wake:

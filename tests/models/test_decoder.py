@@ -41,9 +41,9 @@ def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(params
             "bits": np.full((4, 3), -1, np.int32), "seeds": zeros, "positions": zeros,
             "temperature": np.zeros(4, np.float32),
         }  # fmt: skip
-        cache, _, (drawn, raw, _) = runner.decode(TINY, params, cache, jnp.zeros(4, jnp.int32), feed, lengths, rules)
-        assert int(drawn[slot]) == int(reference[position].argmax())
-        assert abs(float(raw[slot]) - reference[position].max()) < 1e-4
+        cache, _, (drawn, raw, _, _) = runner.decode(TINY, params, cache, jnp.zeros(4, jnp.int32), feed, lengths, rules)
+        assert int(drawn[slot, 0]) == int(reference[position].argmax())
+        assert abs(float(raw[slot, 0]) - reference[position].max()) < 1e-4
 
 
 def test_packed_segments_do_not_see_each_other(params: dict[str, jax.Array]) -> None:
