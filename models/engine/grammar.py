@@ -42,7 +42,7 @@ class GrammarCompiler:
 
 
 def mask_rows(
-    matchers: Sequence[LLMatcher | None], vocab_size: int, drafts: Sequence[Sequence[int]] | None = None, width: int = 1
+    matchers: Sequence[LLMatcher | None], vocab_size: int, drafts: Sequence[Sequence[int]], width: int
 ) -> np.ndarray:
     """Allowed-token bits ``[rows * width, ceil(vocab/32)]`` int32; a row without a matcher allows everything.
 
@@ -53,7 +53,7 @@ def mask_rows(
         if matcher is None:
             continue
         taken = 0
-        for token in (*(drafts[row] if drafts else ()), None):
+        for token in (*drafts[row], None):
             fill_next_token_bitmask(matcher, bits, row * width + taken)
             if token is None or not matcher.consume_token(token):
                 break

@@ -12,7 +12,7 @@ from llguidance import LLMatcher
 from ..tokenizer import Tokenizer
 from .request import Completion, FinishReason, Request
 from .slots import Slot
-from .speculation import WIDTH, Lookup
+from .speculation import WIDTHS, Drafter, Guess, Lookup
 
 
 @dataclass(eq=False)
@@ -47,15 +47,16 @@ class Job:
     def __post_init__(self) -> None:
         self.lookup = Lookup(self.request.prompt if self.scored is None else ())
 
-    def guess(self) -> list[int]:
+    def guess(self, drafter: Drafter) -> Guess:
         """What may come next, for a step that checks it: forced by the grammar, or seen before."""
-        most = min(WIDTH - 1, self.max_tokens - len(self.tokens) - 1)
+        most = min(WIDTHS[-1] - 1, self.max_tokens - len(self.tokens) - 1)
         if self.request.sampling.repetition_penalty != 1 or most < 1:
-            return []
+            return Guess()
         if self.matcher is None:
-            return self.lookup.guess(most)
-        guess = (self.matcher.compute_ff_tokens() or self.lookup.guess(most))[:most]
-        return guess[: self.matcher.validate_tokens(guess)]
+            return drafter.guess(self.lookup, most)
+        forced = self.matcher.compute_ff_tokens()[:most]
+        guess = Guess(forced, ("forced", 0)) if forced else drafter.guess(self.lookup, most)
+        return Guess(guess.tokens[: self.matcher.validate_tokens(list(guess.tokens))], guess.source)
 
     @property
     def waits(self) -> bool:
@@ -75,7 +76,7 @@ class Job:
         self.sampled_logprobs.append(sampled)
         if self.matcher is not None:
             self.matcher.consume_token(token)
-        ended = token in tokenizer.eos_ids
+        ended = token in tokenizer.eos_ids and not self.request.sampling.ignore_eos
         if self.request.stop or self.on_text or ended:
             self._text = tokenizer.decode(self.tokens, skip_special=True)
             ended = self._cut_at_stop() or ended

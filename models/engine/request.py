@@ -19,6 +19,7 @@ class Sampling:
         min_p: keep what is at least this share of the likeliest (Nguyen et al. 2407.01082); 0 keeps all.
         repetition_penalty: divide the positive and multiply the negative logits of tokens that the prompt or the
             output already has (Keskar et al. 1909.05858, section 4.1); 1 leaves them.
+        ignore_eos: go on after an end-of-turn token, until ``max_tokens`` or a stop string.
     """
 
     temperature: float = 0.0
@@ -27,6 +28,7 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_tokens: int = 256
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

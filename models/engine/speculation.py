@@ -1,34 +1,43 @@
 """Drafts without a draft model, and whether checking them pays.
 
-Agents copy: names from the question, sentences from what was found, the format from the prompt. So the guess of what
-comes next is what followed the same few tokens before (prompt lookup, Saxena 2023; the deterministic-draft case of Chen
-et al. 2302.01318): one step checks several guesses at little more than the cost of one token. Each position is drawn
-with the randomness it would have had anyway and a guess is kept while it equals the draw; with a deterministic draft
-that is modified rejection sampling (kept with probability p(guess) = 1 - TV), and the output is, draw for draw, what it
-would have been without drafts.
+Agents copy: names from the question, sentences from what was found, the format from the turns before and from the
+runs before. So the guess of what comes next is what followed the same few tokens earlier, in this sequence (prompt
+lookup, Saxena 2023) or in what this engine wrote before (REST, He et al. 2311.08252); one step checks several guesses
+at little more than the cost of one token. Each position is drawn with the randomness it would have had anyway, and a
+guess is kept while it equals the draw. For such deterministic drafts that is modified rejection sampling (Chen et al.
+2302.01318: kept with probability p(guess) = 1 - TV), and the output is, draw for draw, what it is without drafts.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from .job import Job
+WIDTHS = (4, 8)
+"""Tokens a checking step computes in each row: the newest and three or seven guesses."""
+MOST_ROWS = 4
+"""More running rows than this fill the processor by themselves; nothing is drafted then."""
+_NGRAMS = (4, 2, 1)
+_MEMORY = 1 << 16
+_DECAY = 0.98
+_PRICES = {1: 1.0, 4: 1.3, 8: 1.7}
 
-WIDTH = 8
-"""Tokens a checking step computes in each row: the newest and seven guesses."""
-_NGRAMS = (4, 2)
-_DECAY = 0.9
+
+@dataclass(frozen=True)
+class Guess:
+    """Tokens that may come next, and why: the n-gram's length and whether it stands in the sequence itself."""
+
+    tokens: Sequence[int] = ()
+    source: tuple[str, int] = ("none", 0)
 
 
 class Lookup:
-    """What followed each n-gram of one sequence, the latest time it was seen, and how often its guesses came true."""
+    """What followed each n-gram of one sequence, the latest time it was seen."""
 
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self._tokens: list[int] = []
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self.tokens: list[int] = []
         self._seen: dict[tuple[int, ...], int] = {}
-        self._kept, self._missed = 2.0, 1.0
         self.extend(tokens)
 
     def extend(self, tokens: Iterable[int]) -> None:
@@ -36,49 +45,81 @@ class Lookup:
         for token in tokens:
             # The n-grams that end before this token are now followed by something.
             for n in _NGRAMS:
-                if len(self._tokens) >= n:
-                    self._seen[tuple(self._tokens[-n:])] = len(self._tokens)
-            self._tokens.append(token)
+                if len(self.tokens) >= n:
+                    self._seen[tuple(self.tokens[-n:])] = len(self.tokens)
+            self.tokens.append(token)
 
-    def guess(self, most: int) -> list[int]:
-        """At most ``most`` tokens that may come next; none where nothing like this was seen."""
-        for n in _NGRAMS:
-            at = self._seen.get(tuple(self._tokens[-n:])) if len(self._tokens) >= n else None
-            if at is not None:
-                return self._tokens[at : at + most]
-        return []
-
-    def learn(self, kept: int, guessed: int) -> None:
-        """``kept`` of ``guessed`` tokens came true."""
-        self._kept = _DECAY * self._kept + kept
-        self._missed = _DECAY * self._missed + (kept < guessed)
-
-    def expected(self, guessed: int) -> float:
-        """How many of that many guesses will come true, if each does so independently at the rate so far."""
-        rate = self._kept / (self._kept + self._missed)
-        return sum(rate ** (i + 1) for i in range(guessed))
+    def after(self, ngram: tuple[int, ...], most: int) -> Sequence[int]:
+        """At most ``most`` tokens that followed ``ngram``; none where it was not seen."""
+        at = self._seen.get(ngram)
+        return self.tokens[at : at + most] if at is not None else ()
 
 
-class Pace:
-    """What steps cost, by (rows, tokens in each row), and what they would bring.
-
-    A checking step is taken when the tokens it is expected to yield in its time are more than plain steps would; where
-    that is not so, nothing is drafted. A shape nobody has timed is taken to be cheap, so that it gets timed.
-    """
+class Drafter:
+    """Guesses for the running requests: what an engine wrote, how often guesses came true, what steps cost."""
 
     def __init__(self) -> None:
+        self._written: dict[tuple[int, ...], Sequence[int]] = {}
+        # Beta counts: every kind of guess starts at two of three.
+        self._came_true: dict[tuple[str, int], tuple[float, float]] = defaultdict(lambda: (2.0, 1.0))
         self._seconds: dict[tuple[int, int], float] = {}
+
+    def remember(self, prompt: Sequence[int], output: Sequence[int]) -> None:
+        """A request has been answered: others may be answered alike."""
+        start = min(len(prompt), max(_NGRAMS))
+        whole = [*prompt[len(prompt) - start :], *output]
+        for i in range(start, len(whole)):
+            for n in _NGRAMS:
+                if n <= i:
+                    self._written.pop(key := tuple(whole[i - n : i]), None)
+                    self._written[key] = whole[i : i + WIDTHS[-1] - 1]
+        while len(self._written) > _MEMORY:
+            del self._written[next(iter(self._written))]  # written longest ago
+
+    def guess(self, lookup: Lookup, most: int) -> Guess:
+        """What may come after ``lookup``'s sequence, judged by its longest known ending."""
+        for n in _NGRAMS:
+            if len(lookup.tokens) < n:
+                continue
+            ending = tuple(lookup.tokens[-n:])
+            if own := lookup.after(ending, most):
+                return Guess(own, ("own", n))
+            if written := self._written.get(ending):
+                return Guess(written[:most], ("written", n))
+        return Guess()
+
+    def learn(self, guess: Guess, kept: int) -> None:
+        """``kept`` of the guessed tokens came true."""
+        true, false = self._came_true[guess.source]
+        self._came_true[guess.source] = (_DECAY * true + kept, _DECAY * false + (kept < len(guess.tokens)))
+
+    def expected(self, guess: Guess, width: int) -> float:
+        """How many tokens a row yields in a step of that width, if each guess comes true independently."""
+        true, false = self._came_true[guess.source]
+        rate = true / (true + false)
+        return sum(rate**i for i in range(min(width, len(guess.tokens) + 1)))
 
     def note(self, rows: int, width: int, seconds: float) -> None:
         """A step of that shape took so long."""
         before = self._seconds.get((rows, width), seconds)
         self._seconds[rows, width] = min(seconds, 0.9 * before + 0.1 * seconds)
 
-    def pays(self, rows: int, jobs: Iterable[Job], guesses: Mapping[Job, Sequence[int]]) -> bool:
-        """Whether a step over ``rows`` rows that checks ``guesses`` yields more a second than one without."""
-        if not any(guesses.values()):
-            return False
-        yields = [1 + job.lookup.expected(len(guesses.get(job, ()))) for job in jobs]
-        plain, wide = self._seconds.get((rows, 1)), self._seconds.get((rows, WIDTH))
-        price = 1.5 if plain is None or wide is None else wide / plain
-        return sum(yields) > price * len(yields)
+    def best_width(self, rows: int, guesses: Sequence[Guess]) -> int:
+        """The width that yields most a second for running requests with these guesses, in a batch of ``rows`` rows.
+
+        A shape nobody has timed is taken to be cheap, so that it gets timed.
+        """
+        if rows > MOST_ROWS or not any(guess.tokens for guess in guesses):
+            return 1
+
+        def pace(width: int) -> float:
+            timed = [self._seconds.get((rows, w)) for w in (width, 1)]
+            price = timed[0] / timed[1] if timed[0] and timed[1] else _PRICES[width]
+            return sum(self.expected(guess, width) for guess in guesses) / price
+
+        return max((1, *WIDTHS), key=pace)
+
+
+def cut(guesses: Mapping[int, Guess], width: int) -> dict[int, Guess]:
+    """The guesses as far as a step of that width can check them."""
+    return {row: Guess(guess.tokens[: width - 1], guess.source) for row, guess in guesses.items() if guess.tokens}

@@ -15,7 +15,7 @@ from .request import Sampling
 from .runner import Drawn
 from .scheduler import Chunk
 from .slots import Slot
-from .speculation import WIDTH
+from .speculation import Guess
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Flight:
     """A decode step whose results have not been read yet.
 
     Attributes:
-        guesses: what it checks, by job.
+        guesses: what it checks, by row.
     """
 
     jobs: Mapping[int, Job]
     drawn: Drawn
-    guesses: Mapping[Job, Sequence[int]] = field(default_factory=dict)
+    guesses: Mapping[int, Guess] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Scored:
 
 
 def step_inputs(
-    jobs: Mapping[int, Job], slots: Sequence[Slot], vocab_size: int, guesses: Mapping[Job, Sequence[int]]
+    jobs: Mapping[int, Job], slots: Sequence[Slot], vocab_size: int, guesses: Mapping[int, Guess], width: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any], np.ndarray | None]:
     """``fresh``, ``lengths``, ``rules``, ``drafts`` of ``runner.decode`` for the rows ``slots``; some may be idle.
 
-    Without ``guesses`` the step computes one token a row.
+    A step of width 1 computes one token a row; a wider one checks ``guesses`` too.
     """
     rows = [jobs.get(row) for row in range(len(slots))]
     fresh = [job.request.prompt[-1] if job and not job.dispatched else -1 for job in rows]
@@ -60,10 +60,10 @@ def step_inputs(
         len(job.request.prompt) - 1 + job.dispatched if job else len(slot.tokens)
         for job, slot in zip(rows, slots, strict=True)
     ]
-    drafts = [list(guesses.get(job, ())) if job else [] for job in rows] if guesses else None
+    drafts = [guesses.get(row, Guess()).tokens for row in range(len(rows))]
     samplings = [job.request.sampling if job else None for job in rows]
     rules: dict[str, Any] = {
-        "bits": mask_rows([job.matcher if job else None for job in rows], vocab_size, drafts, WIDTH if drafts else 1),
+        "bits": mask_rows([job.matcher if job else None for job in rows], vocab_size, drafts, width),
         "seeds": np.array([job.request.seed & 0x7FFFFFFF if job else 0 for job in rows], np.int32),
         "positions": np.array([job.dispatched if job else 0 for job in rows], np.int32),
         "temperature": np.array([s.temperature if s else 0.0 for s in samplings], np.float32),
@@ -78,7 +78,7 @@ def step_inputs(
             if job is not None and job.request.sampling.repetition_penalty != 1:
                 seen[row] = _bits([*job.request.prompt, *job.tokens], vocab_size)
         rules["repeated"] = (seen, np.array([s.repetition_penalty for s in some], np.float32))
-    padded = np.array([[*draft, *[-1] * (WIDTH - 1 - len(draft))] for draft in drafts], np.int32) if drafts else None
+    padded = np.array([[*draft, *[-1] * (width - 1 - len(draft))] for draft in drafts], np.int32) if width > 1 else None
     return np.array(fresh, np.int32), np.array(lengths, np.int32), rules, padded
 
 

@@ -23,7 +23,7 @@ from .job import Job
 from .precision import Precision, dtype_of
 from .request import FinishReason
 from .scheduler import Chunk, Fork, Scheduler
-from .speculation import WIDTH, Pace
+from .speculation import MOST_ROWS, Drafter, Guess, cut
 from .step import Flight, Scored, step_inputs
 
 CONTEXTS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
@@ -57,7 +57,8 @@ class Worker:
         self._newest: Array | None = None
         self._flight: Flight | None = None
         self._scored: list[Scored] = []
-        self._pace, self._speculate, self._shape = Pace(), speculate, None
+        self._drafter, self._speculate = Drafter(), speculate
+        self._shape: tuple[int, int, int] | None = None
         self.steps = self.rows_run = self.tokens_decoded = self.tokens_prefilled = self.guessed = self.kept = 0
 
     def run(self) -> None:
@@ -87,37 +88,37 @@ class Worker:
             job.finish(reason, self.tokenizer)
         self._prefill(work)
         rows = self.scheduler.rows()
-        guesses: dict[Job, list[int]] = {}
-        if any(job.waits for job in rows.values()) or (self._speculate and self._promising(rows)):
+        width, guesses = 1, dict[int, Guess]()
+        if any(job.waits for job in rows.values()) or self._draft(rows)[0] > 1:
             self._collect()
             rows = self.scheduler.rows()
-            guesses = self._guesses(rows)
-        ahead = self._dispatch(rows, guesses)
+            width, guesses = self._draft(rows)
+        ahead = self._dispatch(rows, guesses, width)
         self._collect()
         self._flight = ahead
-        if guesses:  # how many tokens came of it must be known before the next step
+        if width > 1:  # how many tokens came of it must be known before the next step
             self._collect()
-        self._time(rows, guesses, None if work else time.monotonic() - began)
+        self._time(rows, width, None if work else time.monotonic() - began)
 
-    def _promising(self, rows: Mapping[int, Job]) -> bool:
-        """Whether drafting would pay, judged before the step in flight is read."""
-        guesses = {job: job.guess()[bool(self._flight) :] for job in rows.values()}
-        return bool(guesses) and self._pace.pays(self._batch(rows), rows.values(), guesses)
-
-    def _guesses(self, rows: Mapping[int, Job]) -> dict[Job, list[int]]:
-        guesses = {job: job.guess() for job in rows.values()} if self._speculate else {}
-        return guesses if self._pace.pays(self._batch(rows), rows.values(), guesses) else {}
+    def _draft(self, rows: Mapping[int, Job]) -> tuple[int, dict[int, Guess]]:
+        """The width of the next step and what it checks; a preview while a step is in flight."""
+        if not self._speculate or not rows or self._batch(rows) > MOST_ROWS:
+            return 1, {}
+        guesses = {row: job.guess(self._drafter) for row, job in rows.items()}
+        if self._flight is not None:
+            guesses = {row: Guess(guess.tokens[1:], guess.source) for row, guess in guesses.items()}
+        width = self._drafter.best_width(self._batch(rows), list(guesses.values()))
+        return width, cut(guesses, width)
 
     def _batch(self, rows: Mapping[int, Job]) -> int:
         return next(b for b in self._rows if b > max(rows))
 
-    def _time(self, rows: Mapping[int, Job], guesses: Mapping[Job, list[int]], seconds: float | None) -> None:
+    def _time(self, rows: Mapping[int, Job], width: int, seconds: float | None) -> None:
         """Note what a step cost, unless a prompt, a compilation or another kind of step is in the time."""
-        shape = (self._batch(rows), WIDTH if guesses else 1) if rows else None
-        compiled = runner.compilations()
-        if shape and seconds is not None and (shape, compiled) == self._shape:
-            self._pace.note(*shape, seconds)
-        self._shape = (shape, compiled)
+        shape = (self._batch(rows), width, runner.compilations()) if rows else None
+        if shape and seconds is not None and shape == self._shape:
+            self._drafter.note(*shape[:2], seconds)
+        self._shape = shape
 
     def _prefill(self, work: Sequence[Fork | Chunk]) -> None:
         if not work and self._cache is not None:
@@ -147,11 +148,11 @@ class Worker:
         elif self._cache[0][1].shape[2] < context:
             self._cache = runner.grow_cache(self._cache, context)
 
-    def _dispatch(self, jobs: dict[int, Job], guesses: Mapping[Job, list[int]]) -> Flight | None:
+    def _dispatch(self, jobs: dict[int, Job], guesses: Mapping[int, Guess], width: int) -> Flight | None:
         if not jobs:
             return None
         slots = self.scheduler.table.slots[: self._batch(jobs)]
-        fresh, lengths, rules, drafts = step_inputs(jobs, slots, self.config.vocab_size, guesses)
+        fresh, lengths, rules, drafts = step_inputs(jobs, slots, self.config.vocab_size, guesses, width)
         self._cache, self._newest, drawn = runner.decode(
             self.config, self.params, self._cache, self._newest, fresh, lengths, rules, drafts
         )
@@ -173,10 +174,10 @@ class Worker:
         for row, job in flight.jobs.items():
             if job.ended or job.slot is None:
                 continue
-            if guess := flight.guesses.get(job):
-                job.lookup.learn(kept[row], len(guess))
+            if guess := flight.guesses.get(row):
+                self._drafter.learn(guess, kept[row])
                 job.dispatched += kept[row]
-                self.guessed, self.kept = self.guessed + len(guess), self.kept + kept[row]
+                self.guessed, self.kept = self.guessed + len(guess.tokens), self.kept + kept[row]
             for drawn in list(zip(tokens[row], raw[row], sampled[row], strict=True))[: kept[row] + 1]:
                 if not self._accept(job, *drawn):
                     break
@@ -201,6 +202,8 @@ class Worker:
     def _end(self, job: Job, reason: FinishReason) -> None:
         with self._wake:
             self.scheduler.remove(job)
+        if job.scored is None:
+            self._drafter.remember(job.request.prompt, job.tokens)
         job.finish(reason, self.tokenizer)
 
     def _fail(self, error: Exception) -> None:
