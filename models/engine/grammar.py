@@ -52,12 +52,13 @@ def mask_rows(
     for row, matcher in enumerate(matchers):
         if matcher is None:
             continue
-        taken = 0
-        for token in (*drafts[row], None):
-            fill_next_token_bitmask(matcher, bits, row * width + taken)
-            if token is None or not matcher.consume_token(token):
-                break
-            taken += 1
-        if taken:
-            matcher.rollback(taken)
+        fill_next_token_bitmask(matcher, bits, row * width)
+        if drafts[row]:
+            ahead = matcher.deep_copy()
+            for place, token in enumerate(drafts[row], 1):
+                if not ahead.consume_token(token):
+                    break
+                fill_next_token_bitmask(ahead, bits, row * width + place)
+                if ahead.is_stopped():  # all that may follow is the end of the turn
+                    break
     return bits

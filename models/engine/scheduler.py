@@ -122,6 +122,18 @@ class Scheduler:
             if job is not self._feeding and job.dispatched < job.max_tokens
         }
 
+    def lengths(self, count: int) -> list[int]:
+        """How much of each of the first ``count`` slots is or will be in use when the next step runs.
+
+        A slot's own list lags behind: what is in flight has not been read.
+        """
+        return [
+            len(job.request.prompt) - 1 + job.dispatched
+            if (job := self.running.get(slot.index)) is not None and job.dispatched
+            else len(slot.tokens)
+            for slot in self.table.slots[:count]
+        ]
+
     def remove(self, job: Job) -> None:
         """Take a job out, wherever it is; its slot is free at once."""
         if job is self._feeding:

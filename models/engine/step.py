@@ -14,7 +14,6 @@ from .job import Job
 from .request import Sampling
 from .runner import Drawn
 from .scheduler import Chunk
-from .slots import Slot
 from .speculation import Guess
 
 
@@ -48,18 +47,14 @@ class Scored:
 
 
 def step_inputs(
-    jobs: Mapping[int, Job], slots: Sequence[Slot], vocab_size: int, guesses: Mapping[int, Guess], width: int
+    jobs: Mapping[int, Job], lengths: Sequence[int], vocab_size: int, guesses: Mapping[int, Guess], width: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any], np.ndarray | None]:
-    """``fresh``, ``lengths``, ``rules``, ``drafts`` of ``runner.decode`` for the rows ``slots``; some may be idle.
+    """What ``runner.decode`` takes, for as many rows as ``lengths``; some may be idle.
 
     A step of width 1 computes one token a row; a wider one checks ``guesses`` too.
     """
-    rows = [jobs.get(row) for row in range(len(slots))]
+    rows = [jobs.get(row) for row in range(len(lengths))]
     fresh = [job.request.prompt[-1] if job and not job.dispatched else -1 for job in rows]
-    lengths = [
-        len(job.request.prompt) - 1 + job.dispatched if job else len(slot.tokens)
-        for job, slot in zip(rows, slots, strict=True)
-    ]
     drafts = [guesses.get(row, Guess()).tokens for row in range(len(rows))]
     samplings = [job.request.sampling if job else None for job in rows]
     rules: dict[str, Any] = {

@@ -151,8 +151,8 @@ class Worker:
     def _dispatch(self, jobs: dict[int, Job], guesses: Mapping[int, Guess], width: int) -> Flight | None:
         if not jobs:
             return None
-        slots = self.scheduler.table.slots[: self._batch(jobs)]
-        fresh, lengths, rules, drafts = step_inputs(jobs, slots, self.config.vocab_size, guesses, width)
+        lengths = self.scheduler.lengths(self._batch(jobs))
+        fresh, lengths, rules, drafts = step_inputs(jobs, lengths, self.config.vocab_size, guesses, width)
         self._cache, self._newest, drawn = runner.decode(
             self.config, self.params, self._cache, self._newest, fresh, lengths, rules, drafts
         )

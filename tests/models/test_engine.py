@@ -48,6 +48,25 @@ def test_a_batch_of_ragged_prompts_gives_what_each_prompt_gives_alone(engine: En
     assert together == alone * 2
 
 
+short_prompts = st.lists(st.integers(97, 100), min_size=1, max_size=30).map(tuple)
+few_requests = st.lists(st.tuples(short_prompts, st.sampled_from([1, 2, 5, 20])), min_size=1, max_size=6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rounds=st.lists(few_requests, min_size=2, max_size=4))
+def test_what_the_cache_keeps_from_earlier_requests_changes_no_result(
+    engine: Engine, rounds: list[list[tuple[tuple[int, ...], int]]]
+) -> None:
+    for asked in rounds:
+        done = ask(engine, *(greedy(prompt, tokens) for prompt, tokens in asked))
+        for (prompt, _), completion in zip(asked, done, strict=True):
+            whole = np.array([*prompt, *completion.tokens, *[0] * (64 - len(prompt) - len(completion.tokens))])
+            logits = np.asarray(forward(engine.config, engine.params, whole[None])[0])
+            logits = logits[len(prompt) - 1 : len(prompt) - 1 + len(completion.tokens)]
+            chosen = logits[np.arange(len(logits)), list(completion.tokens)]
+            assert (logits.max(-1) - chosen).max() < 1e-3
+
+
 def test_a_continued_transcript_computes_only_what_is_new(engine: Engine) -> None:
     prompt = tuple(np.random.default_rng(0).integers(0, 200, 70).tolist())
     first = ask(engine, greedy(prompt, 6))[0]
