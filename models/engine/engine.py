@@ -192,6 +192,20 @@ class Engine:
         """Tokens generated so far."""
         return self._worker.tokens_decoded
 
+    @property
+    def speculate(self) -> bool:
+        """Whether tokens are guessed and checked; may be switched at any time."""
+        return self._worker.speculate
+
+    @speculate.setter
+    def speculate(self, on: bool) -> None:
+        self._worker.speculate = on
+
+    def forget(self) -> None:
+        """Drop what earlier requests left in the cache; those that run are not touched."""
+        with self._wake:
+            self._worker.scheduler.table.forget()
+
     def close(self) -> None:
         """Stop the worker and free the cache; what still runs is cancelled."""
         _stop(self._worker, self._wake, self._thread)

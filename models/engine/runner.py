@@ -27,6 +27,8 @@ Drawn = tuple[Array, Array, Array, Array]
 
 CHUNKS = (16, 32, 64, 128, 256)
 """Prefill widths; a prompt is cut into these."""
+EXTENTS = (0, 512, 1024, 2048, 4096)
+"""How much of the cache a program reads: the least of these that is enough, or all."""
 MARGIN = CHUNKS[0]
 """Kept free at the end of a slot, so that the last padded chunk fits."""
 
@@ -66,7 +68,7 @@ def _attend(q: Array, k: Array, v: Array, keys: Array, values: Array, lengths: A
     new = jnp.einsum("bkqd,btkd->bkqt", groups, k, preferred_element_type=jnp.float32)
     old = jnp.where(jnp.arange(keys.shape[-1]) < lengths[:, None, None, None], old, NEG_INF)
     new = jnp.where(causal, new, NEG_INF)
-    top = jnp.maximum(old.max(-1), new.max(-1))[..., None]
+    top = jnp.maximum(old.max(-1, initial=NEG_INF), new.max(-1))[..., None]
     old, new = jnp.exp(old - top), jnp.exp(new - top)
     out = jnp.einsum("bkqc,bkcd->bkqd", old.astype(v.dtype), values, preferred_element_type=jnp.float32)
     out += jnp.einsum("bkqt,btkd->bkqd", new.astype(v.dtype), v, preferred_element_type=jnp.float32)
@@ -91,33 +93,47 @@ def _after(position: Array, done: Array) -> Array:
     return jnp.where(done < 0, 0, position)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def prefill(config: DecoderConfig, params: Params, cache: Cache, tokens: Array, slot: Array, start: Array) -> Cache:
-    """Write keys and values of ``tokens [C]`` at ``start`` of ``slot``.
+@partial(jax.jit, static_argnums=0, static_argnames="extent", donate_argnums=2)
+def prefill(
+    config: DecoderConfig, params: Params, cache: Cache, tokens: Array, slot: Array, start: Array, *, extent: int
+) -> Cache:
+    """Write keys and values of ``tokens [C]`` at ``start`` of ``slot``; ``start`` is at most ``extent`` (static).
 
     Padding at the end of a chunk is written too, beyond the slot's length, where nothing looks and the next
     write lands. The caller keeps ``start + C`` within the cache.
     """
-    return _prefill(Decoder(config, params), cache, tokens, slot, start)[0]
+    return _prefill(Decoder(config, params), cache, tokens, slot, start, extent)[0]
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
+@partial(jax.jit, static_argnums=0, static_argnames="extent", donate_argnums=2)
 def score(
-    config: DecoderConfig, params: Params, cache: Cache, tokens: Array, slot: Array, start: Array, targets: Array
+    config: DecoderConfig,
+    params: Params,
+    cache: Cache,
+    tokens: Array,
+    slot: Array,
+    start: Array,
+    targets: Array,
+    *,
+    extent: int,
 ) -> tuple[Cache, Array]:
     """``prefill``, and the raw log-probabilities f32 ``[C]`` of ``targets [C]``, the token after each of ``tokens``."""
     model = Decoder(config, params)
-    cache, hidden = _prefill(model, cache, tokens, slot, start)
+    cache, hidden = _prefill(model, cache, tokens, slot, start, extent)
     logits = model.logits(hidden[0])
     return cache, jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[:, None], axis=-1)[:, 0]
 
 
-def _prefill(model: Decoder, cache: Cache, tokens: Array, slot: Array, start: Array) -> tuple[Cache, Array]:
+def _prefill(
+    model: Decoder, cache: Cache, tokens: Array, slot: Array, start: Array, extent: int
+) -> tuple[Cache, Array]:
     fresh: list[tuple[Array, Array]] = []
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         fresh.append((k, v))
-        keys, values = (lax.dynamic_slice_in_dim(side, slot, 1) for side in cache[layer])
+        (keys, values), kv, dim = cache[layer], *k.shape[2:]
+        keys = lax.dynamic_slice(keys, (slot, 0, 0, 0), (1, kv, dim, extent))
+        values = lax.dynamic_slice(values, (slot, 0, 0, 0), (1, kv, extent, dim))
         return _attend(q, k, v, keys, values, start[None])
 
     hidden = model(tokens[None], (start + jnp.arange(tokens.shape[0]))[None], attend)
@@ -125,7 +141,7 @@ def _prefill(model: Decoder, cache: Cache, tokens: Array, slot: Array, start: Ar
     return _write(cache, fresh, [slot], [at]), hidden
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+@partial(jax.jit, static_argnums=0, static_argnames="extent", donate_argnums=(2, 3))
 def decode(
     config: DecoderConfig,
     params: Params,
@@ -135,6 +151,8 @@ def decode(
     lengths: Array,
     rules: Mapping[str, Any],
     drafts: Array | None = None,
+    *,
+    extent: int,
 ) -> tuple[Cache, Array, Drawn]:
     """One token for each of the first B slots, or up to T where drafts come true.
 
@@ -145,6 +163,7 @@ def decode(
         rules: the keyword arguments of ``sampling.sample`` except logits, for B rows (``bits``: for B x T).
         drafts: ``[B, T - 1]`` guesses of what comes next, -1 for none. Each position is drawn as it would be without
             them; a guess is kept while it equals what was drawn.
+        extent: (static) no row that counts is longer; only so much of the cache is read.
 
     Returns:
         the cache, ``newest`` with what was drawn last, and ``Drawn``.
@@ -158,8 +177,8 @@ def decode(
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         written.append((k, v))
-        keys, values = (side[:batch] for side in cache[layer])
-        return _attend(q, k, v, keys, values, lengths)
+        keys, values = cache[layer]
+        return _attend(q, k, v, keys[:batch, ..., :extent], values[:batch, :, :extent], lengths)
 
     model = Decoder(config, params)
     offsets = jnp.arange(width, dtype=lengths.dtype)
@@ -192,9 +211,26 @@ def copy_slot(cache: Cache, source: Array, target: Array) -> Cache:
 
 
 @partial(jax.jit, donate_argnums=0)
+def swap_slots(cache: Cache, a: Array, b: Array) -> Cache:
+    """Exchange two slots."""
+
+    def swap(side: Array) -> Array:
+        first, second = (lax.dynamic_slice_in_dim(side, slot, 1) for slot in (a, b))
+        side = lax.dynamic_update_slice_in_dim(side, second, a, axis=0)
+        return lax.dynamic_update_slice_in_dim(side, first, b, axis=0)
+
+    return jax.tree.map(swap, cache)
+
+
+@partial(jax.jit, donate_argnums=0)
 def clear_slot(cache: Cache, slot: Array) -> Cache:
     """Zeros in ``slot``: a NaN left there would reach later sequences, since zero weight times NaN is NaN."""
     return jax.tree.map(lambda side: side.at[slot].set(0), cache)
+
+
+def extent_of(length: int, context: int) -> int:
+    """How much of a cache of ``context`` tokens to read for sequences of that length: few sizes, each is compiled."""
+    return next((e for e in EXTENTS if length <= e < context), context)
 
 
 def chunk_width(count: int, room: int) -> int:
@@ -216,5 +252,5 @@ def pad_to(values: Sequence[int], length: int) -> np.ndarray:
 
 def compilations() -> int:
     """Programs compiled so far in this process, over all engines."""
-    programs: tuple[Any, ...] = (prefill, decode, copy_slot, clear_slot, score)
+    programs: tuple[Any, ...] = (prefill, decode, copy_slot, swap_slots, clear_slot, score)
     return sum(program._cache_size() for program in programs)

@@ -30,6 +30,14 @@ class Fork:
 
 
 @dataclass(frozen=True)
+class Swap:
+    """Exchange the caches of two slots."""
+
+    a: int
+    b: int
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Compute ``tokens``, padded to ``width``, at position ``start`` of ``slot``.
 
@@ -77,7 +85,7 @@ class Scheduler:
                 found.append((job, "deadline"))
         return found
 
-    def prefill(self) -> Iterator[Fork | Chunk]:
+    def prefill(self) -> Iterator[Swap | Fork | Chunk]:
         """What to compute before the next decode step.
 
         A request is placed only when the prompt before it is done: then its slot can be forked. The last token of
@@ -96,6 +104,8 @@ class Scheduler:
                 job = self._feeding = self.waiting.popleft()
                 job.slot, job.cached = placement.slot, placement.shared
                 self.running[placement.slot.index] = job
+                if placement.swapped is not None:
+                    yield Swap(placement.slot.index, placement.swapped.index)
                 if placement.source is not None:
                     yield Fork(placement.source.index, placement.slot.index)
             slot = job.slot

@@ -28,11 +28,17 @@ class Slot:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a request goes: ``slot`` keeps ``shared`` tokens, copied from ``source`` when that is another row."""
+    """Where a request goes.
+
+    Attributes:
+        slot: keeps ``shared`` tokens, copied from ``source`` if there is one.
+        swapped: a row that changes places with ``slot`` before that.
+    """
 
     slot: Slot
     shared: int
     source: Slot | None = None
+    swapped: Slot | None = None
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -42,12 +48,22 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return int(differ[0]) if len(differ) else n
 
 
+def row_buckets(slots: int) -> list[int]:
+    """How many rows a decode step may have, with that many slots: few sizes, since each is compiled."""
+    return sorted({b for b in (1, 4, 8, 16, 32, 64, 128, 256) if b < slots} | {slots})
+
+
 class SlotTable:
     """All rows of one cache."""
 
     def __init__(self, count: int) -> None:
         self.slots = [Slot(i) for i in range(count)]
+        self._buckets = row_buckets(count)
         self._clock = 0
+
+    def rows(self, highest: int) -> int:
+        """Rows of the step that reaches slot ``highest``."""
+        return next(b for b in self._buckets if b > highest)
 
     def place(self, prompt: Sequence[int]) -> Placement | None:
         """Choose and occupy a free slot for ``prompt``; None when all are busy.
@@ -61,24 +77,30 @@ class SlotTable:
         shared = {slot.index: min(common_prefix(slot.tokens, prompt), limit) for slot in self.slots}
         own = max(free, key=lambda s: (shared[s.index], -s.used, -s.index))
         donor = max(self.slots, key=lambda s: shared[s.index])
+        count, source = shared[own.index], None
         # Continuing one's own transcript overwrites nothing; anything else evicts the row used longest ago.
-        if shared[own.index] < len(own.tokens):
-            oldest = min(free, key=lambda s: (len(s.tokens) > 0, s.used, s.index))
-            if shared[donor.index] - shared[oldest.index] >= _FORK_GAIN:
-                return self._take(Placement(oldest, shared[donor.index], donor), prompt)
-            own = oldest
-        elif shared[donor.index] - shared[own.index] >= _FORK_GAIN:
-            return self._take(Placement(own, shared[donor.index], donor), prompt)
-        return self._take(Placement(own, shared[own.index]), prompt)
-
-    def _take(self, placement: Placement, prompt: Sequence[int]) -> Placement:
+        if count < len(own.tokens):
+            own = min(free, key=lambda s: (len(s.tokens) > 0, s.used, s.index))
+            count = shared[own.index]
+        if shared[donor.index] - count >= _FORK_GAIN:
+            count, source = shared[donor.index], donor
+        # A step computes all rows up to the highest that runs: keep those that run low.
+        low = free[0]
+        highest = max((slot.index for slot in self.slots if slot.busy), default=0)
+        swapped = None
+        if self.rows(max(own.index, highest)) > self.rows(max(low.index, highest)):
+            low.tokens, own.tokens, low.used, own.used = own.tokens, low.tokens, own.used, low.used
+            source = own if source is low else source
+            own, swapped = low, own
         self._clock += 1
-        slot = placement.slot
-        slot.busy, slot.used = True, self._clock
-        slot.tokens = list(prompt[: placement.shared])
-        if placement.source is slot:
-            return Placement(slot, placement.shared)
-        return placement
+        own.busy, own.used, own.tokens = True, self._clock, list(prompt[:count])
+        return Placement(own, count, source, swapped)
+
+    def forget(self) -> None:
+        """Empty the rows that nobody uses."""
+        for slot in self.slots:
+            if not slot.busy:
+                slot.tokens = []
 
     def release(self, slot: Slot) -> None:
         """Free the row; what it holds stays for later requests."""

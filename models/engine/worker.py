@@ -22,11 +22,11 @@ from . import runner
 from .job import Job
 from .precision import Precision, dtype_of
 from .request import FinishReason
-from .scheduler import Chunk, Fork, Scheduler
+from .scheduler import Chunk, Fork, Scheduler, Swap
 from .speculation import MOST_ROWS, Drafter, Guess, cut
 from .step import Flight, Scored, step_inputs
 
-CONTEXTS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+CONTEXTS = (1024, 2048, 4096, 8192)
 """Cache lengths; the cache starts small and grows to the next one when a request needs it."""
 
 
@@ -52,12 +52,11 @@ class Worker:
         self.max_context, self.scheduler, self.closed = max_context, Scheduler(slots), False
         self._dtype = dtype_of(precision)
         self._wake = wake
-        self._rows = sorted({b for b in (1, 4, 16, 64, 256) if b < slots} | {slots})
         self._cache: runner.Cache | None = None
         self._newest: Array | None = None
         self._flight: Flight | None = None
         self._scored: list[Scored] = []
-        self._drafter, self._speculate = Drafter(), speculate
+        self._drafter, self.speculate = Drafter(), speculate
         self._shape: tuple[int, int, int] | None = None
         self.steps = self.rows_run = self.tokens_decoded = self.tokens_prefilled = self.guessed = self.kept = 0
 
@@ -102,7 +101,7 @@ class Worker:
 
     def _draft(self, rows: Mapping[int, Job]) -> tuple[int, dict[int, Guess]]:
         """The width of the next step and what it checks; a preview while a step is in flight."""
-        if not self._speculate or not rows or self._batch(rows) > MOST_ROWS:
+        if not self.speculate or not rows or self._batch(rows) > MOST_ROWS:
             return 1, {}
         guesses = {row: job.guess(self._drafter) for row, job in rows.items()}
         if self._flight is not None:
@@ -111,7 +110,7 @@ class Worker:
         return width, cut(guesses, width)
 
     def _batch(self, rows: Mapping[int, Job]) -> int:
-        return next(b for b in self._rows if b > max(rows))
+        return self.scheduler.table.rows(max(rows))
 
     def _time(self, rows: Mapping[int, Job], width: int, seconds: float | None) -> None:
         """Note what a step cost, unless a prompt, a compilation or another kind of step is in the time."""
@@ -120,42 +119,53 @@ class Worker:
             self._drafter.note(*shape[:2], seconds)
         self._shape = shape
 
-    def _prefill(self, work: Sequence[Fork | Chunk]) -> None:
+    def _prefill(self, work: Sequence[Swap | Fork | Chunk]) -> None:
         if not work and self._cache is not None:
             return
         self._reserve()
         for item in work:
-            if isinstance(item, Fork):
+            if isinstance(item, Swap):
+                self._cache = runner.swap_slots(self._cache, item.a, item.b)
+            elif isinstance(item, Fork):
                 self._cache = runner.copy_slot(self._cache, item.source, item.target)
             else:
                 where = (runner.pad_to(item.tokens, item.width), np.int32(item.slot), np.int32(item.start))
+                extent = runner.extent_of(item.start, self._context)
                 if item.targets:
                     targets = runner.pad_to(item.targets, item.width)
-                    self._cache, logprobs = runner.score(self.config, self.params, self._cache, *where, targets)
+                    self._cache, logprobs = runner.score(
+                        self.config, self.params, self._cache, *where, targets, extent=extent
+                    )
                     self._scored.append(Scored(item, logprobs))
                 else:
-                    self._cache = runner.prefill(self.config, self.params, self._cache, *where)
+                    self._cache = runner.prefill(self.config, self.params, self._cache, *where, extent=extent)
                 self.tokens_prefilled += len(item.tokens)
 
     def _reserve(self) -> None:
         """Make the cache long enough for everybody in it."""
         slots = len(self.scheduler.table.slots)
         most = max((job.length for job in self.scheduler.running.values()), default=0) + runner.MARGIN
-        context = next((c for c in CONTEXTS if c >= most), self.max_context + runner.MARGIN)
+        context = min(next((c for c in CONTEXTS if c >= most), most), self.max_context + runner.MARGIN)
         if self._cache is None:
             self._cache = runner.new_cache(self.config, slots, context, self._dtype)
             self._newest = jnp.zeros(slots, jnp.int32)
-        elif self._cache[0][1].shape[2] < context:
+        elif self._context < context:
             self._cache = runner.grow_cache(self._cache, context)
+
+    @property
+    def _context(self) -> int:
+        return self._cache[0][1].shape[2] if self._cache else 0
 
     def _dispatch(self, jobs: dict[int, Job], guesses: Mapping[int, Guess], width: int) -> Flight | None:
         if not jobs:
             return None
         lengths = self.scheduler.lengths(self._batch(jobs))
+        longest = max(lengths[row] for row in jobs)
         fresh, lengths, rules, drafts = step_inputs(jobs, lengths, self.config.vocab_size, guesses, width)
         self._cache, self._newest, drawn = runner.decode(
-            self.config, self.params, self._cache, self._newest, fresh, lengths, rules, drafts
-        )
+            self.config, self.params, self._cache, self._newest, fresh, lengths, rules, drafts,
+            extent=runner.extent_of(longest, self._context),
+        )  # fmt: skip
         for job in jobs.values():
             job.dispatched += 1
         self.steps += 1

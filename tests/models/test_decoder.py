@@ -32,7 +32,9 @@ def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(params
     slot = 2
     for start in (0, 16):  # the second chunk is padded: 16 wide, 5 tokens used
         chunk = tokens[start : min(start + 16, 21)]
-        cache = runner.prefill(TINY, params, cache, runner.pad_to(chunk, 16), np.int32(slot), np.int32(start))
+        cache = runner.prefill(
+            TINY, params, cache, runner.pad_to(chunk, 16), np.int32(slot), np.int32(start), extent=128
+        )
     for position in range(21, 39):
         feed, lengths = np.zeros(4, np.int32), np.zeros(4, np.int32)
         feed[slot], lengths[slot] = tokens[position], position
@@ -41,7 +43,9 @@ def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(params
             "bits": np.full((4, 3), -1, np.int32), "seeds": zeros, "positions": zeros,
             "temperature": np.zeros(4, np.float32),
         }  # fmt: skip
-        cache, _, (drawn, raw, _, _) = runner.decode(TINY, params, cache, jnp.zeros(4, jnp.int32), feed, lengths, rules)
+        cache, _, (drawn, raw, _, _) = runner.decode(
+            TINY, params, cache, jnp.zeros(4, jnp.int32), feed, lengths, rules, extent=64
+        )
         assert int(drawn[slot, 0]) == int(reference[position].argmax())
         assert abs(float(raw[slot, 0]) - reference[position].max()) < 1e-4
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from restill.models.engine.job import Job
 from restill.models.engine.request import Request, Sampling
 from restill.models.engine.runner import CHUNKS
-from restill.models.engine.scheduler import PREFILL_TOKENS, Chunk, Fork, Scheduler
+from restill.models.engine.scheduler import PREFILL_TOKENS, Chunk, Fork, Scheduler, Swap
 
 
 def job(prompt: list[int], max_tokens: int = 3) -> Job:
@@ -50,6 +50,9 @@ def test_every_request_is_served_in_order_and_no_running_one_misses_a_step(
         for item in scheduler.prefill():
             if isinstance(item, Fork):
                 cache[item.target] = list(cache[item.source])
+            elif isinstance(item, Swap):
+                assert not {item.a, item.b} & {slot for slot, j in scheduler.running.items() if j.dispatched}
+                cache[item.a], cache[item.b] = cache[item.b], cache[item.a]
             else:
                 assert isinstance(item, Chunk) and len(item.tokens) <= item.width
                 cache[item.slot][item.start :] = item.tokens
@@ -79,3 +82,16 @@ def test_a_long_prompt_leaves_the_running_their_turns() -> None:
         list(scheduler.prefill())
         turns += short in scheduler.rows().values()
     assert turns >= 2000 // (PREFILL_TOKENS + CHUNKS[-1])
+
+
+def test_one_request_at_a_time_runs_in_the_first_row_and_every_transcript_is_kept() -> None:
+    scheduler = Scheduler(8)
+    for turn in range(3):
+        for family in range(8):
+            new = job([family] * (100 + 20 * turn), 1)
+            scheduler.waiting.append(new)
+            while new not in scheduler.rows().values():
+                list(scheduler.prefill())
+            assert list(scheduler.rows()) == [0]
+            assert new.cached >= (0 if turn == 0 else 100 + 20 * (turn - 1) - 1)
+            scheduler.remove(new)
