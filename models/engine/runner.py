@@ -210,16 +210,20 @@ def copy_slot(cache: Cache, source: Array, target: Array) -> Cache:
     return jax.tree.map(copy, cache)
 
 
+def swap_slots(cache: Cache, a: Any, b: Any) -> Cache:
+    """Exchange two slots. Three programs: one that did it all would copy the whole cache."""
+    kept = _take_slot(cache, a)
+    return _put_slot(copy_slot(cache, b, a), kept, b)
+
+
+@jax.jit
+def _take_slot(cache: Cache, slot: Array) -> Cache:
+    return jax.tree.map(lambda side: lax.dynamic_slice_in_dim(side, slot, 1), cache)
+
+
 @partial(jax.jit, donate_argnums=0)
-def swap_slots(cache: Cache, a: Array, b: Array) -> Cache:
-    """Exchange two slots."""
-
-    def swap(side: Array) -> Array:
-        first, second = (lax.dynamic_slice_in_dim(side, slot, 1) for slot in (a, b))
-        side = lax.dynamic_update_slice_in_dim(side, second, a, axis=0)
-        return lax.dynamic_update_slice_in_dim(side, first, b, axis=0)
-
-    return jax.tree.map(swap, cache)
+def _put_slot(cache: Cache, rows: Cache, slot: Array) -> Cache:
+    return jax.tree.map(lambda side, row: lax.dynamic_update_slice_in_dim(side, row, slot, axis=0), cache, rows)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -252,5 +256,5 @@ def pad_to(values: Sequence[int], length: int) -> np.ndarray:
 
 def compilations() -> int:
     """Programs compiled so far in this process, over all engines."""
-    programs: tuple[Any, ...] = (prefill, decode, copy_slot, swap_slots, clear_slot, score)
+    programs: tuple[Any, ...] = (prefill, decode, copy_slot, _take_slot, _put_slot, clear_slot, score)
     return sum(program._cache_size() for program in programs)

@@ -15,26 +15,10 @@ from dataclasses import dataclass
 from .job import Job
 from .request import FinishReason
 from .runner import MARGIN, chunk_width
-from .slots import SlotTable
+from .slots import Fork, SlotTable, Swap
 
 PREFILL_TOKENS = 256
 """Prompt tokens, padding included, after which running requests have their turn."""
-
-
-@dataclass(frozen=True)
-class Fork:
-    """Copy the cache of slot ``source`` to slot ``target``."""
-
-    source: int
-    target: int
-
-
-@dataclass(frozen=True)
-class Swap:
-    """Exchange the caches of two slots."""
-
-    a: int
-    b: int
 
 
 @dataclass(frozen=True)
@@ -104,10 +88,7 @@ class Scheduler:
                 job = self._feeding = self.waiting.popleft()
                 job.slot, job.cached = placement.slot, placement.shared
                 self.running[placement.slot.index] = job
-                if placement.swapped is not None:
-                    yield Swap(placement.slot.index, placement.swapped.index)
-                if placement.source is not None:
-                    yield Fork(placement.source.index, placement.slot.index)
+                yield from placement.moves
             slot = job.slot
             assert slot is not None
             todo = job.request.prompt[len(slot.tokens) : -1]

@@ -27,18 +27,28 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where a request goes.
+class Fork:
+    """Copy the cache of slot ``source`` to slot ``target``."""
 
-    Attributes:
-        slot: keeps ``shared`` tokens, copied from ``source`` if there is one.
-        swapped: a row that changes places with ``slot`` before that.
-    """
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Exchange the caches of two slots."""
+
+    a: int
+    b: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a request goes: after ``moves``, ``slot`` holds the first ``shared`` tokens of its prompt."""
 
     slot: Slot
     shared: int
-    source: Slot | None = None
-    swapped: Slot | None = None
+    moves: tuple[Fork | Swap, ...] = ()
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -87,14 +97,21 @@ class SlotTable:
         # A step computes all rows up to the highest that runs: keep those that run low.
         low = free[0]
         highest = max((slot.index for slot in self.slots if slot.busy), default=0)
-        swapped = None
+        moves: list[Fork | Swap] = []
         if self.rows(max(own.index, highest)) > self.rows(max(low.index, highest)):
+            wanted = count > 0 and source is None
+            if wanted and low.tokens:
+                moves.append(Swap(low.index, own.index))
+            elif wanted or low.tokens:
+                moves.append(Fork(own.index, low.index) if wanted else Fork(low.index, own.index))
             low.tokens, own.tokens, low.used, own.used = own.tokens, low.tokens, own.used, low.used
             source = own if source is low else source
-            own, swapped = low, own
+            own = low
+        if source is not None:
+            moves.append(Fork(source.index, own.index))
         self._clock += 1
         own.busy, own.used, own.tokens = True, self._clock, list(prompt[:count])
-        return Placement(own, count, source, swapped)
+        return Placement(own, count, tuple(moves))
 
     def forget(self) -> None:
         """Empty the rows that nobody uses."""

@@ -22,7 +22,8 @@ from . import runner
 from .job import Job
 from .precision import Precision, dtype_of
 from .request import FinishReason
-from .scheduler import Chunk, Fork, Scheduler, Swap
+from .scheduler import Chunk, Scheduler
+from .slots import Fork, Swap
 from .speculation import MOST_ROWS, Drafter, Guess, cut
 from .step import Flight, Scored, step_inputs
 
@@ -125,6 +126,7 @@ class Worker:
         self._reserve()
         for item in work:
             if isinstance(item, Swap):
+                assert self._cache is not None
                 self._cache = runner.swap_slots(self._cache, item.a, item.b)
             elif isinstance(item, Fork):
                 self._cache = runner.copy_slot(self._cache, item.source, item.target)

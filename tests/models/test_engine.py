@@ -18,7 +18,7 @@ from restill.models.decoder import forward
 from restill.models.engine.engine import Engine
 from restill.models.engine.request import Completion, Request, Sampling
 from restill.models.engine.runner import CHUNKS, chunk_width
-from restill.models.engine.slots import SlotTable, common_prefix
+from restill.models.engine.slots import SlotTable, Swap, common_prefix
 from restill.models.errors import RestillError
 from restill.models.tokenizer import Tokenizer
 
@@ -252,11 +252,13 @@ def test_slots_only_claim_what_the_row_really_holds(requests: list[tuple[int, in
         prompt = [family] * 40 + list(range(length))
         placement = table.place(prompt)
         assert placement is not None
-        if (other := placement.swapped) is not None:
-            a, b = placement.slot.index, other.index
-            held[a], held[b] = held[b], held[a]
-        source = placement.source or placement.slot
-        assert held[source.index][: placement.shared] == prompt[: placement.shared]
+        for move in placement.moves:
+            if isinstance(move, Swap):
+                held[move.a], held[move.b] = held[move.b], held[move.a]
+            else:
+                held[move.target] = held[move.source]
+        assert held[placement.slot.index][: placement.shared] == prompt[: placement.shared]
+        assert all(held[s.index][: len(s.tokens)] == s.tokens for s in table.slots)
         assert placement.shared < len(prompt)
         placement.slot.tokens = prompt[:-1]
         held[placement.slot.index] = prompt[:-1]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from restill.models.engine.job import Job
 from restill.models.engine.request import Request, Sampling
 from restill.models.engine.runner import CHUNKS
-from restill.models.engine.scheduler import PREFILL_TOKENS, Chunk, Fork, Scheduler, Swap
+from restill.models.engine.scheduler import PREFILL_TOKENS, Chunk, Scheduler
+from restill.models.engine.slots import Fork, Swap
 
 
 def job(prompt: list[int], max_tokens: int = 3) -> Job:
