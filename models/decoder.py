@@ -39,7 +39,7 @@ class Attend(Protocol):
 class Block(nnx.Module):
     """Attention and SwiGLU feed-forward, each behind an RMSNorm and added to the residual."""
 
-    def __init__(self, config: DecoderConfig, params: Params, index: int, lora: Params, scale: float) -> None:
+    def __init__(self, config: DecoderConfig, params: Params, index: int, lora: Params, scale: float | Array) -> None:
         prefix = f"layers.{index}."
 
         def linear(name: str) -> Linear:
@@ -82,11 +82,11 @@ class Decoder(nnx.Module):
     Args:
         params: canonical leaves (see ``param_shapes``), or their W8A8 form (``quantise.quantise``).
         lora: leaves ``"layers.i.q.a"``/``".b"``; layers without leaves have none.
-        lora_scale: ``alpha / rank``.
+        lora_scale: ``alpha / rank``, or ``[B, n]`` for n adapters (see ``Linear``).
     """
 
     def __init__(
-        self, config: DecoderConfig, params: Params, lora: Params | None = None, lora_scale: float = 1.0
+        self, config: DecoderConfig, params: Params, lora: Params | None = None, lora_scale: float | Array = 1.0
     ) -> None:
         self.config = config
         self.embed = nnx.Param(params["embed"])

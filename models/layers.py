@@ -21,14 +21,14 @@ class Linear(nnx.Module):
         kernel: ``[in, out]``; int8 with ``channels [out]`` f32, its scales (``quantise.int8_matmul``).
         two_terms: of an int8 kernel: write the input as two int8 rows.
         lora: ``(a [in, rank], b [rank, out])`` or None (Hu et al. 2106.09685, section 4.1).
-        scale: ``alpha / rank``.
+        scale: ``alpha / rank``, or ``[B, n]`` where the leaves hold n adapters side by side: what of each a row takes.
     """
 
     def __init__(
         self,
         kernel: Array,
         lora: tuple[Array, Array] | None = None,
-        scale: float = 1.0,
+        scale: float | Array = 1.0,
         *,
         channels: Array | None = None,
         two_terms: bool = False,
@@ -38,7 +38,7 @@ class Linear(nnx.Module):
         self.two_terms = two_terms
         self.lora_a = nnx.data(LoRAParam(lora[0]) if lora else None)
         self.lora_b = nnx.data(LoRAParam(lora[1]) if lora else None)
-        self.scale = scale
+        self.scale = scale if isinstance(scale, float | int) else nnx.data(scale)
 
     def __call__(self, x: Array) -> Array:
         """Map ``[..., in]`` to ``[..., out]``."""
@@ -47,7 +47,12 @@ class Linear(nnx.Module):
         else:
             y = int8_matmul(x, self.kernel[...], self.channels[...], two_terms=self.two_terms).astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
-            y = y + self.scale * ((x @ self.lora_a[...]) @ self.lora_b[...])
+            inner = x @ self.lora_a[...]
+            if isinstance(self.scale, float | int):
+                y = y + self.scale * (inner @ self.lora_b[...])
+            else:
+                share = jnp.repeat(self.scale, inner.shape[-1] // self.scale.shape[-1], axis=-1)
+                y = y + (inner * share[:, None].astype(x.dtype)) @ self.lora_b[...]
         return y
 
 

@@ -82,6 +82,27 @@ class Engine:
         self._enqueue(job)
         return job
 
+    def load_adapter(self, name: str, leaves: Mapping[str, Any], alpha: float) -> None:
+        """Serve LoRA ``leaves`` (``lora.load_peft``) to requests with ``adapter=name``, beside all others.
+
+        Raises:
+            RestillError: the name is taken, or the leaves do not fit the model.
+        """
+        with self._wake:
+            self._worker.adapters.load(name, leaves, alpha)
+
+    def unload_adapter(self, name: str) -> None:
+        """Take an adapter away.
+
+        Raises:
+            RestillError: unknown name, or requests still use it.
+        """
+        with self._wake:
+            loaded = self._worker.adapters.get(name)
+            if users := sum(job.adapter is loaded for job in self._worker.scheduler.jobs):
+                raise RestillError(f"adapter {name!r} is in use by {users} requests; wait for them or cancel them")
+            self._worker.adapters.unload(name)
+
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         if not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
             raise RestillError(f"the prompt holds a token id outside 0..{self.config.vocab_size - 1}")
@@ -90,6 +111,7 @@ class Engine:
         with self._wake:
             if self._worker.closed:
                 raise RestillError("the engine is closed; make a new one")
+            job.adapter = self._worker.adapters.get(job.request.adapter)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._worker.run, name="restill-engine", daemon=True)
                 self._thread.start()
@@ -129,25 +151,29 @@ class Engine:
         finally:
             job.future.cancel()
 
-    def score(self, prompt: Sequence[int], continuation: Sequence[int]) -> np.ndarray:
+    def score(self, prompt: Sequence[int], continuation: Sequence[int], adapter: str | None = None) -> np.ndarray:
         """Raw log-probabilities (temperature 1, untruncated) of ``continuation`` after ``prompt``, f32.
 
         Raises:
             RestillError: empty prompt, or both together exceed max_context.
         """
-        return self.score_many([(prompt, continuation)])[0]
+        return self.score_many([(prompt, continuation)], adapter)[0]
 
-    def score_many(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[np.ndarray]:
+    def score_many(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: str | None = None
+    ) -> list[np.ndarray]:
         """``score`` of many (prompt, continuation); what prompts share is computed once."""
-        jobs = [self._submit_score(*pair) for pair in pairs]
+        jobs = [self._submit_score(*pair, adapter) for pair in pairs]
         return [np.array(job.future.result().logprobs, np.float32) for job in jobs]
 
-    async def ascore(self, prompt: Sequence[int], continuation: Sequence[int]) -> np.ndarray:
+    async def ascore(
+        self, prompt: Sequence[int], continuation: Sequence[int], adapter: str | None = None
+    ) -> np.ndarray:
         """``score`` for asynchronous code."""
-        completion = await asyncio.wrap_future(self._submit_score(prompt, continuation).future)
+        completion = await asyncio.wrap_future(self._submit_score(prompt, continuation, adapter).future)
         return np.array(completion.logprobs, np.float32)
 
-    def _submit_score(self, prompt: Sequence[int], continuation: Sequence[int]) -> Job:
+    def _submit_score(self, prompt: Sequence[int], continuation: Sequence[int], adapter: str | None) -> Job:
         whole = (*prompt, *continuation)
         if not prompt or len(whole) > self.max_context:
             raise RestillError(
@@ -155,7 +181,7 @@ class Engine:
                 f"the prompt must not be empty and both together fit max_context={self.max_context}"
             )
         self._check_tokens(whole)
-        job = Job(Request(prompt=whole), 0, None, scored=len(prompt))
+        job = Job(Request(prompt=whole, adapter=adapter), 0, None, scored=len(prompt))
         if continuation:
             self._enqueue(job)
         else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from llguidance import LLMatcher
 
 from ..tokenizer import Tokenizer
+from .adapters import Loaded
 from .request import Completion, FinishReason, Request
 from .slots import Slot
 from .speculation import WIDTHS, Drafter, Guess, Lookup
@@ -23,6 +24,7 @@ class Job:
         cached: prompt tokens found in the KV cache.
         dispatched: tokens asked of the device; ``tokens`` are those that were read back.
         ended: nobody wants what may still be in flight.
+        adapter: whose weights answer; None is the base model.
         scored: nothing is generated; the log-probabilities of the prompt's tokens from here on are what is asked.
     """
 
@@ -36,6 +38,7 @@ class Job:
     dispatched: int = 0
     ended: bool = False
     scored: int | None = None
+    adapter: Loaded | None = None
     lookup: Lookup = field(init=False)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

@@ -40,6 +40,7 @@ class Request:
         seed: randomness of this request alone; the same seed and prompt give the same draw.
         stop: strings that end generation, also across token borders; the string itself is cut from ``text``.
         grammar: a Lark grammar for llguidance that the output must follow.
+        adapter: name of an adapter that the engine has loaded; None is the model itself.
         deadline: ``time.monotonic()`` value after which generation stops with what it has.
     """
 
@@ -48,6 +49,7 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     grammar: str | None = None
+    adapter: str | None = None
     deadline: float | None = None
 
 

@@ -24,6 +24,8 @@ Cache = tuple[tuple[Array, Array], ...]
 """Per layer ``(k, v)``."""
 Drawn = tuple[Array, Array, Array, Array]
 """Tokens, raw and sampled log-probabilities, each ``[B, T]``, and how many drafts were kept, ``[B]``."""
+Lora = tuple[Params, Array]
+"""Stacked adapter leaves and what each row takes of them (``adapters.Adapters``)."""
 
 CHUNKS = (16, 32, 64, 128, 256)
 """Prefill widths; a prompt is cut into these."""
@@ -49,6 +51,11 @@ def grow_cache(cache: Cache, context: int) -> Cache:
         (jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, extra))), jnp.pad(v, ((0, 0), (0, 0), (0, extra), (0, 0))))
         for k, v in cache
     )
+
+
+def _model(config: DecoderConfig, params: Params, lora: Lora | None) -> Decoder:
+    leaves, select = lora or (None, 1.0)
+    return Decoder(config, params, leaves, select)
 
 
 def _attend(q: Array, k: Array, v: Array, keys: Array, values: Array, lengths: Array) -> Array:
@@ -95,14 +102,22 @@ def _after(position: Array, done: Array) -> Array:
 
 @partial(jax.jit, static_argnums=0, static_argnames="extent", donate_argnums=2)
 def prefill(
-    config: DecoderConfig, params: Params, cache: Cache, tokens: Array, slot: Array, start: Array, *, extent: int
+    config: DecoderConfig,
+    params: Params,
+    cache: Cache,
+    tokens: Array,
+    slot: Array,
+    start: Array,
+    lora: Lora | None = None,
+    *,
+    extent: int,
 ) -> Cache:
     """Write keys and values of ``tokens [C]`` at ``start`` of ``slot``; ``start`` is at most ``extent`` (static).
 
     Padding at the end of a chunk is written too, beyond the slot's length, where nothing looks and the next
     write lands. The caller keeps ``start + C`` within the cache.
     """
-    return _prefill(Decoder(config, params), cache, tokens, slot, start, extent)[0]
+    return _prefill(_model(config, params, lora), cache, tokens, slot, start, extent)[0]
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="extent", donate_argnums=2)
@@ -114,11 +129,12 @@ def score(
     slot: Array,
     start: Array,
     targets: Array,
+    lora: Lora | None = None,
     *,
     extent: int,
 ) -> tuple[Cache, Array]:
     """``prefill``, and the raw log-probabilities f32 ``[C]`` of ``targets [C]``, the token after each of ``tokens``."""
-    model = Decoder(config, params)
+    model = _model(config, params, lora)
     cache, hidden = _prefill(model, cache, tokens, slot, start, extent)
     logits = model.logits(hidden[0])
     return cache, jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[:, None], axis=-1)[:, 0]
@@ -151,6 +167,7 @@ def decode(
     lengths: Array,
     rules: Mapping[str, Any],
     drafts: Array | None = None,
+    lora: Lora | None = None,
     *,
     extent: int,
 ) -> tuple[Cache, Array, Drawn]:
@@ -180,7 +197,7 @@ def decode(
         keys, values = cache[layer]
         return _attend(q, k, v, keys[:batch, ..., :extent], values[:batch, :, :extent], lengths)
 
-    model = Decoder(config, params)
+    model = _model(config, params, lora)
     offsets = jnp.arange(width, dtype=lengths.dtype)
     hidden = model(tokens, lengths[:, None] + offsets, attend)
     rules = {

@@ -82,7 +82,7 @@ class Scheduler:
                 if not self.waiting:
                     return
                 first = self.waiting[0]
-                placement = self.table.place(first.request.prompt[: first.scored])
+                placement = self.table.place(first.request.prompt[: first.scored], first.adapter)
                 if placement is None:
                     return
                 job = self._feeding = self.waiting.popleft()

@@ -18,10 +18,11 @@ _FORK_GAIN = 32
 
 @dataclass
 class Slot:
-    """One row: the tokens whose keys and values are in the cache, and when it was last used."""
+    """One row: the tokens whose keys and values are in the cache, under which adapter, and when it was last used."""
 
     index: int
     tokens: list[int] = field(default_factory=list)
+    adapter: object = None
     busy: bool = False
     used: int = 0
 
@@ -75,16 +76,19 @@ class SlotTable:
         """Rows of the step that reaches slot ``highest``."""
         return next(b for b in self._buckets if b > highest)
 
-    def place(self, prompt: Sequence[int]) -> Placement | None:
+    def place(self, prompt: Sequence[int], adapter: object = None) -> Placement | None:
         """Choose and occupy a free slot for ``prompt``; None when all are busy.
 
-        The last prompt token is never counted as shared: decoding feeds it.
+        The last prompt token is never counted as shared: decoding feeds it. Nothing is shared between adapters.
         """
         free = [slot for slot in self.slots if not slot.busy]
         if not free:
             return None
         limit = len(prompt) - 1
-        shared = {slot.index: min(common_prefix(slot.tokens, prompt), limit) for slot in self.slots}
+        shared = {
+            slot.index: min(common_prefix(slot.tokens, prompt), limit) if slot.adapter is adapter else 0
+            for slot in self.slots
+        }
         own = max(free, key=lambda s: (shared[s.index], -s.used, -s.index))
         donor = max(self.slots, key=lambda s: shared[s.index])
         count, source = shared[own.index], None
@@ -104,13 +108,16 @@ class SlotTable:
                 moves.append(Swap(low.index, own.index))
             elif wanted or low.tokens:
                 moves.append(Fork(own.index, low.index) if wanted else Fork(low.index, own.index))
-            low.tokens, own.tokens, low.used, own.used = own.tokens, low.tokens, own.used, low.used
+            for what in ("tokens", "adapter", "used"):
+                mine, other = getattr(low, what), getattr(own, what)
+                setattr(low, what, other)
+                setattr(own, what, mine)
             source = own if source is low else source
             own = low
         if source is not None:
             moves.append(Fork(source.index, own.index))
         self._clock += 1
-        own.busy, own.used, own.tokens = True, self._clock, list(prompt[:count])
+        own.busy, own.used, own.tokens, own.adapter = True, self._clock, list(prompt[:count]), adapter
         return Placement(own, count, tuple(moves))
 
     def forget(self) -> None:

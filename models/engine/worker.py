@@ -19,6 +19,7 @@ from ..config import DecoderConfig
 from ..errors import RestillError
 from ..tokenizer import Tokenizer
 from . import runner
+from .adapters import Adapters
 from .job import Job
 from .precision import Precision, dtype_of
 from .request import FinishReason
@@ -52,6 +53,7 @@ class Worker:
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.max_context, self.scheduler, self.closed = max_context, Scheduler(slots), False
         self._dtype = dtype_of(precision)
+        self.adapters = Adapters(config, self._dtype)
         self._wake = wake
         self._cache: runner.Cache | None = None
         self._newest: Array | None = None
@@ -133,14 +135,15 @@ class Worker:
             else:
                 where = (runner.pad_to(item.tokens, item.width), np.int32(item.slot), np.int32(item.start))
                 extent = runner.extent_of(item.start, self._context)
+                lora = self.adapters.of([item.job.adapter])
                 if item.targets:
                     targets = runner.pad_to(item.targets, item.width)
                     self._cache, logprobs = runner.score(
-                        self.config, self.params, self._cache, *where, targets, extent=extent
+                        self.config, self.params, self._cache, *where, targets, lora, extent=extent
                     )
                     self._scored.append(Scored(item, logprobs))
                 else:
-                    self._cache = runner.prefill(self.config, self.params, self._cache, *where, extent=extent)
+                    self._cache = runner.prefill(self.config, self.params, self._cache, *where, lora, extent=extent)
                 self.tokens_prefilled += len(item.tokens)
 
     def _reserve(self) -> None:
@@ -162,10 +165,11 @@ class Worker:
         if not jobs:
             return None
         lengths = self.scheduler.lengths(self._batch(jobs))
+        lora = self.adapters.of([job.adapter if (job := jobs.get(row)) else None for row in range(len(lengths))])
         longest = max(lengths[row] for row in jobs)
         fresh, lengths, rules, drafts = step_inputs(jobs, lengths, self.config.vocab_size, guesses, width)
         self._cache, self._newest, drawn = runner.decode(
-            self.config, self.params, self._cache, self._newest, fresh, lengths, rules, drafts,
+            self.config, self.params, self._cache, self._newest, fresh, lengths, rules, drafts, lora,
             extent=runner.extent_of(longest, self._context),
         )  # fmt: skip
         for job in jobs.values():
