@@ -48,10 +48,11 @@ class Linear(nnx.Module):
             y = int8_matmul(x, self.kernel[...], self.channels[...], two_terms=self.two_terms).astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
             inner = x @ self.lora_a[...]
-            if isinstance(self.scale, float | int):
+            if jnp.ndim(self.scale) == 0:
                 y = y + self.scale * (inner @ self.lora_b[...])
             else:
-                share = jnp.repeat(self.scale, inner.shape[-1] // self.scale.shape[-1], axis=-1)
+                select = jnp.asarray(self.scale)
+                share = jnp.repeat(select, inner.shape[-1] // select.shape[-1], axis=-1)
                 y = y + (inner * share[:, None].astype(x.dtype)) @ self.lora_b[...]
         return y
 
