@@ -249,9 +249,14 @@ def clear_slot(cache: Cache, slot: Array) -> Cache:
     return jax.tree.map(lambda side: side.at[slot].set(0), cache)
 
 
-def extent_of(length: int, context: int) -> int:
-    """How much of a cache of ``context`` tokens to read for sequences of that length: few sizes, each is compiled."""
-    return next((e for e in EXTENTS if length <= e < context), context)
+def extent_of(length: int, context: int, *, whole: bool = False) -> int:
+    """How much of a cache of ``context`` tokens to read for sequences of that length: few sizes, each is compiled.
+
+    A part is copied out before it is read. With ``whole`` (every slot takes part) reading all needs no copy, and is
+    faster unless little is needed.
+    """
+    extent = next((e for e in EXTENTS if length <= e < context), context)
+    return context if whole and 3 * extent > context else extent
 
 
 def chunk_width(count: int, room: int) -> int:

@@ -60,8 +60,11 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def row_buckets(slots: int) -> list[int]:
-    """How many rows a decode step may have, with that many slots: few sizes, since each is compiled."""
-    return sorted({b for b in (1, 4, 8, 16, 32, 64, 128, 256) if b < slots} | {slots})
+    """How many rows a decode step may have, with that many slots: few sizes, since each is compiled.
+
+    Rows that are not all of them are copied out of the cache first; beyond a quarter that costs more than it saves.
+    """
+    return sorted({b for b in (1, 4, 8, 16, 32, 64) if 4 * b <= slots} | {slots})
 
 
 class SlotTable:

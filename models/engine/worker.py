@@ -28,7 +28,7 @@ from .slots import Fork, Swap
 from .speculation import MOST_ROWS, Drafter, Guess, cut
 from .step import Flight, Scored, step_inputs
 
-CONTEXTS = (1024, 2048, 4096, 8192)
+CONTEXTS = (512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 """Cache lengths; the cache starts small and grows to the next one when a request needs it."""
 
 
@@ -170,7 +170,7 @@ class Worker:
         fresh, lengths, rules, drafts = step_inputs(jobs, lengths, self.config.vocab_size, guesses, width)
         self._cache, self._newest, drawn = runner.decode(
             self.config, self.params, self._cache, self._newest, fresh, lengths, rules, drafts, lora,
-            extent=runner.extent_of(longest, self._context),
+            extent=runner.extent_of(longest, self._context, whole=len(fresh) == len(self.scheduler.table.slots)),
         )  # fmt: skip
         for job in jobs.values():
             job.dispatched += 1
