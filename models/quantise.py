@@ -21,7 +21,8 @@ from jax import Array, lax
 from .config import DecoderConfig
 
 TWO_TERMS = frozenset({"v", "qkv", "head"})
-"""Matmuls whose input keeps 16 bits: measured, the rest of the loss comes from these."""
+"""Matmuls whose input keeps 16 bits. Perplexity on 40 paragraphs was then 2.1 % above f32 (probe before q and k joined
+v); with ``down`` as well 0.5 %, at the price of a dearer ``down``."""
 _MIGRATION = 0.65
 """How much of the input's range moves into the weights (alpha of SmoothQuant)."""
 CALIBRATION = (

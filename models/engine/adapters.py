@@ -1,8 +1,8 @@
 """Several LoRA adapters over one base, in the same batch, loaded and unloaded while others are served.
 
 All adapters lie side by side in one wide low-rank product: a row computes the columns of every adapter and keeps those
-of its own (``select``). That is two dense matmuls whatever the batch holds, with no gather (for a handful of adapters
-cheaper than S-LoRA's, 2311.03285). Room grows in powers of two, so that loading one more rarely compiles anything.
+of its own (``select``). That is two dense matmuls whatever the batch holds, with no gather; made for a handful of
+adapters. Room comes in powers of two, so that not every load compiles anew.
 """
 
 from __future__ import annotations

@@ -18,7 +18,10 @@ _FORK_GAIN = 32
 
 @dataclass
 class Slot:
-    """One row: the tokens whose keys and values are in the cache, under which adapter, and when it was last used."""
+    """One row: the tokens whose keys and values are in the cache, under which adapter, and when it was last used.
+
+    A free slot may move to another row, with what it holds.
+    """
 
     index: int
     tokens: list[int] = field(default_factory=list)
@@ -106,17 +109,12 @@ class SlotTable:
         highest = max((slot.index for slot in self.slots if slot.busy), default=0)
         moves: list[Fork | Swap] = []
         if self.rows(max(own.index, highest)) > self.rows(max(low.index, highest)):
-            wanted = count > 0 and source is None
-            if wanted and low.tokens:
-                moves.append(Swap(low.index, own.index))
-            elif wanted or low.tokens:
-                moves.append(Fork(own.index, low.index) if wanted else Fork(low.index, own.index))
-            for what in ("tokens", "adapter", "used"):
-                mine, other = getattr(low, what), getattr(own, what)
-                setattr(low, what, other)
-                setattr(own, what, mine)
-            source = own if source is low else source
-            own = low
+            if count and source is None:
+                moves.append(Swap(low.index, own.index) if low.tokens else Fork(own.index, low.index))
+            elif low.tokens:
+                moves.append(Fork(low.index, own.index))
+            low.index, own.index = own.index, low.index
+            self.slots[low.index], self.slots[own.index] = low, own
         if source is not None:
             moves.append(Fork(source.index, own.index))
         self._clock += 1

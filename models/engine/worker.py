@@ -90,8 +90,8 @@ class Worker:
             job.finish(reason, self.tokenizer)
         self._prefill(work)
         rows = self.scheduler.rows()
-        width, guesses = 1, dict[int, Guess]()
-        if any(job.waits for job in rows.values()) or self._draft(rows)[0] > 1:
+        width, guesses = self._draft(rows)
+        if self._flight is not None and (width > 1 or any(job.waits for job in rows.values())):
             self._collect()
             rows = self.scheduler.rows()
             width, guesses = self._draft(rows)

@@ -73,6 +73,8 @@ def test_a_continued_transcript_computes_only_what_is_new(engine: Engine) -> Non
     longer = (*prompt, *first.tokens, 9, 9, 9)
     reused = ask(engine, greedy(longer))[0]
     assert reused.cached >= len(prompt) + len(first.tokens) - 1
+    engine.forget()
+    assert ask(engine, greedy(longer))[0].cached == 0
     fresh = Engine(engine.config, engine.params, engine.tokenizer, slots=4, max_context=512)
     assert ask(fresh, greedy(longer))[0].tokens == reused.tokens
     fresh.close()
@@ -163,8 +165,9 @@ def test_cancelling_and_deadlines_free_the_slot(engine: Engine) -> None:
         before, stream = engine.tokens_decoded, engine.astream(endless)
         assert len(await anext(stream)) == 1
         await stream.aclose()
-        while engine.running:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            while engine.running:
+                await asyncio.sleep(0)
         assert engine.tokens_decoded - before < 300
 
     asyncio.run(impatient())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from restill.models.config import DecoderConfig
 from restill.models.engine.engine import Engine
 from restill.models.engine.request import Request, Sampling
-from restill.models.engine.speculation import MOST_ROWS, WIDTHS, Drafter, Guess, Lookup
+from restill.models.engine.speculation import MOST_ROWS, WIDTHS, Drafter, Guess, Lookup, cut
 from restill.models.tokenizer import Tokenizer
 
 
@@ -116,6 +116,12 @@ def test_wide_steps_are_taken_while_they_yield_more_a_second() -> None:
     for _ in range(900):
         drafter.learn(guess, kept=0)
     assert drafter.best_width(1, [guess]) == 1
+
+
+def test_a_step_that_checks_nothing_teaches_nothing() -> None:
+    guesses = {0: Guess([1, 2, 3], ("own", 4)), 1: Guess()}
+    assert cut(guesses, 1) == {}
+    assert cut(guesses, 4) == {0: guesses[0]}
 
 
 def test_yield_of_a_step_is_the_geometric_sum_of_what_came_true() -> None:
