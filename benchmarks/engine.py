@@ -2,14 +2,15 @@
 
     pip install -e '.[bench]' && python benchmarks/engine.py
 
-Every engine is a process of its own that waits while the others are measured. Medians over the rounds; the ratio
-is restill's speed over the rival's. ``replay.jsonl`` beside this file holds logged agent transcripts (``--record``).
+Every engine is a process of its own that waits while the others are measured. Medians over the rounds, then the ratio of
+the faster of restill's two precisions to each rival. ``replay.jsonl`` beside this file holds logged agent transcripts (``--record``).
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 import platform
 import random
 import statistics
@@ -158,8 +159,6 @@ def record(run: Path) -> None:
 
 def cold_start() -> dict[str, list[float]]:
     """Seconds of a whole process that loads the model and draws a first token, compile cache empty and warm."""
-    import os
-
     figures: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as cache:
         for label in ("empty", "warm", "warm"):
@@ -174,7 +173,7 @@ def cold_start() -> dict[str, list[float]]:
 
 
 def show(figures: dict[str, float]) -> None:
-    """A table per figure family, and the ratios."""
+    """The table, and the ratios."""
     names = list(dict.fromkeys(key.split(": ")[0] for key in figures))
     table = Table(title=f"{MODEL}, {platform.machine()}, {date.today()}: medians")
     table.add_column("")
@@ -184,6 +183,19 @@ def show(figures: dict[str, float]) -> None:
         cells = [figures.get(f"{name}: {row}") for name in names]
         table.add_row(row, *("" if value is None else f"{value:,.1f}" for value in cells))
     Console(width=150).print(table)
+    for figure, ratio in ratios(figures).items():
+        Console().print(f"{figure}: {ratio:.2f}")
+
+
+def ratios(figures: dict[str, float]) -> dict[str, float]:
+    """Best of restill over each rival, for every figure that is a speed."""
+    speeds = {tuple(key.split(": ", 1)): value for key, value in figures.items() if key.endswith(("tok/s", "/min"))}
+    found = {}
+    for (name, what), rival in speeds.items():
+        ours = [value for (other, same), value in speeds.items() if same == what and other.startswith("restill")]
+        if ours and not name.startswith("restill"):
+            found[f"{what.rpartition(',')[0]}, restill over {name}"] = max(ours) / rival
+    return found
 
 
 def main(
@@ -219,7 +231,7 @@ def main(
     medians = {figure: statistics.median(values) for figure, values in figures.items()}
     show(medians)
     if json_out:
-        json_out.write_text(json.dumps(medians, indent=1))
+        json_out.write_text(json.dumps(medians | ratios(medians), indent=1))
 
 
 if __name__ == "__main__":

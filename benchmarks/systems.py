@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import psutil
 
+from restill.models.engine.slots import common_prefix
+
 Tokens = Sequence[int]
 Transcript = list[tuple[list[int], list[int]]]
 """Per agent step: the whole prompt, and what the model wrote."""
@@ -165,9 +167,9 @@ class Llama:
                         continue
                     row["todo"] = list(waiting.pop(0))
                 prompt, output = row["todo"].pop(0)
-                donor = max(range(together), key=lambda r: _shared(rows[r]["cached"], prompt))
-                keep = min(_shared(rows[donor]["cached"], prompt), len(prompt) - 1)
-                if donor != sequence and keep > _shared(row["cached"], prompt):
+                donor = max(range(together), key=lambda r: common_prefix(rows[r]["cached"], prompt))
+                keep = min(common_prefix(rows[donor]["cached"], prompt), len(prompt) - 1)
+                if donor != sequence and keep > common_prefix(row["cached"], prompt):
                     self.lib.llama_memory_seq_rm(self.memory, sequence, 0, -1)
                     self.lib.llama_memory_seq_cp(self.memory, donor, sequence, 0, keep)
                 else:
@@ -222,15 +224,6 @@ class Torch:
                 asked = [t[step] for t in group if step < len(t)]
                 self._generate([p for p, _ in asked], max(len(o) for _, o in asked))
         return {"seconds": time.perf_counter() - began}
-
-
-def _shared(a: Tokens, b: Tokens) -> int:
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
 
 
 def _timed(system: System, prompt: Tokens) -> float:
