@@ -2,8 +2,9 @@
 
     pip install -e '.[bench]' && python benchmarks/engine.py
 
-Every engine is a process of its own that waits while the others are measured. Medians over the rounds, then the ratio of
-the faster of restill's two precisions to each rival. ``replay.jsonl`` beside this file holds logged agent transcripts (``--record``).
+Every engine is a process of its own that waits while the others are measured. Medians over the rounds, then the ratio
+of the faster of restill's two precisions to each rival. ``replay.jsonl`` beside this file holds logged agent
+transcripts (``--record``).
 """
 
 from __future__ import annotations
