@@ -108,42 +108,20 @@ def prefill(
     tokens: Array,
     slot: Array,
     start: Array,
+    targets: Array | None = None,
     lora: Lora | None = None,
     *,
     extent: int,
-) -> Cache:
+) -> tuple[Cache, Array | None]:
     """Write keys and values of ``tokens [C]`` at ``start`` of ``slot``; ``start`` is at most ``extent`` (static).
 
     Padding at the end of a chunk is written too, beyond the slot's length, where nothing looks and the next
     write lands. The caller keeps ``start + C`` within the cache.
+
+    Returns:
+        the cache, and raw log-probabilities f32 ``[C]`` of ``targets [C]``, the token after each of ``tokens``.
     """
-    return _prefill(_model(config, params, lora), cache, tokens, slot, start, extent)[0]
-
-
-@partial(jax.jit, static_argnums=0, static_argnames="extent", donate_argnums=2)
-def score(
-    config: DecoderConfig,
-    params: Params,
-    cache: Cache,
-    tokens: Array,
-    slot: Array,
-    start: Array,
-    targets: Array,
-    lora: Lora | None = None,
-    *,
-    extent: int,
-) -> tuple[Cache, Array]:
-    """``prefill``, and the raw log-probabilities f32 ``[C]`` of ``targets [C]``, the token after each of ``tokens``."""
-    model = _model(config, params, lora)
-    cache, hidden = _prefill(model, cache, tokens, slot, start, extent)
-    logits = model.logits(hidden[0])
-    return cache, jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[:, None], axis=-1)[:, 0]
-
-
-def _prefill(
-    model: Decoder, cache: Cache, tokens: Array, slot: Array, start: Array, extent: int
-) -> tuple[Cache, Array]:
-    fresh: list[tuple[Array, Array]] = []
+    model, fresh = _model(config, params, lora), list[tuple[Array, Array]]()
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         fresh.append((k, v))
@@ -154,7 +132,11 @@ def _prefill(
 
     hidden = model(tokens[None], (start + jnp.arange(tokens.shape[0]))[None], attend)
     at = _after(start, jnp.where(jnp.isnan(hidden[0, 0, 0]), 1, jnp.abs(hidden[0, 0, 0])))
-    return _write(cache, fresh, [slot], [at]), hidden
+    written = _write(cache, fresh, [slot], [at])
+    if targets is None:
+        return written, None
+    logprobs = jax.nn.log_softmax(model.logits(hidden[0]), axis=-1)
+    return written, jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="extent", donate_argnums=(2, 3))
@@ -278,5 +260,5 @@ def pad_to(values: Sequence[int], length: int) -> np.ndarray:
 
 def compilations() -> int:
     """Programs compiled so far in this process, over all engines."""
-    programs: tuple[Any, ...] = (prefill, decode, copy_slot, _take_slot, _put_slot, clear_slot, score)
+    programs: tuple[Any, ...] = (prefill, decode, copy_slot, _take_slot, _put_slot, clear_slot)
     return sum(program._cache_size() for program in programs)

@@ -136,14 +136,12 @@ class Worker:
                 where = (runner.pad_to(item.tokens, item.width), np.int32(item.slot), np.int32(item.start))
                 extent = runner.extent_of(item.start, self._context)
                 lora = self.adapters.of([item.job.adapter])
-                if item.targets:
-                    targets = runner.pad_to(item.targets, item.width)
-                    self._cache, logprobs = runner.score(
-                        self.config, self.params, self._cache, *where, targets, lora, extent=extent
-                    )
+                targets = runner.pad_to(item.targets, item.width) if item.targets else None
+                self._cache, logprobs = runner.prefill(
+                    self.config, self.params, self._cache, *where, targets, lora, extent=extent
+                )
+                if logprobs is not None:
                     self._scored.append(Scored(item, logprobs))
-                else:
-                    self._cache = runner.prefill(self.config, self.params, self._cache, *where, lora, extent=extent)
                 self.tokens_prefilled += len(item.tokens)
 
     def _reserve(self) -> None:

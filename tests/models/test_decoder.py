@@ -32,7 +32,7 @@ def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(params
     slot = 2
     for start in (0, 16):  # the second chunk is padded: 16 wide, 5 tokens used
         chunk = tokens[start : min(start + 16, 21)]
-        cache = runner.prefill(
+        cache, _ = runner.prefill(
             TINY, params, cache, runner.pad_to(chunk, 16), np.int32(slot), np.int32(start), extent=128
         )
     for position in range(21, 39):
