@@ -18,8 +18,8 @@ from flax import nnx
 from jax import Array
 
 from .config import DecoderConfig
+from .int8 import TWO_TERMS, int8_matmul
 from .layers import Linear, RMSNorm, rope_angles, rotate
-from .quantise import TWO_TERMS, int8_matmul
 
 Params = Mapping[str, Array]
 """Flat canonical parameters; matmul kernels are ``[in, out]``."""

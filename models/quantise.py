@@ -1,10 +1,7 @@
-"""W8A8: int8 weights per output channel, int8 activations per row at run time, products summed exactly in int32.
+"""Parameters in W8A8 form: int8 weights per output channel, for the products of ``int8.py``.
 
 Weights lose next to nothing this way; activations do, because a few input channels are far larger than the rest.
-Their scale is migrated into the weights once, at load (SmoothQuant, Xiao et al. 2211.10438, section 4). Where that is
-not enough the activations are written as a sum of two int8 rows, which is as good as 16 bits.
-
-On XLA:CPU int8 x int8 is the fastest product there is, but only with at least two rows; a single row gets a second.
+Their scale is migrated into the weights once, at load (SmoothQuant, Xiao et al. 2211.10438, section 4).
 """
 
 from __future__ import annotations
@@ -16,13 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from .config import DecoderConfig
+from .decoder import MATMULS, Decoder, attention, causal_mask
 
-TWO_TERMS = frozenset({"v", "qkv", "head"})
-"""Matmuls whose input keeps 16 bits. Perplexity on 40 paragraphs was then 2.1 % above f32 (probe before q and k joined
-v); with ``down`` as well 0.5 %, at the price of a dearer ``down``."""
 _MIGRATION = 0.65
 """How much of the input's range moves into the weights (alpha of SmoothQuant)."""
 CALIBRATION = (
@@ -35,38 +30,6 @@ CALIBRATION = (
     "Light rain fell all week, the baker wrote, and nobody bought ices. Why should they? It was 7 degrees!"
 )  # fmt: skip
 """Text whose activations show which channels are large; any prose will do."""
-
-
-def rows_to_int8(x: Array) -> tuple[Array, Array]:
-    """Rows ``[M, K]`` as int8 and their f32 scales ``[M, 1]``: ``x`` is about ``int8 * scale``."""
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), 1e-30) / 127
-    return jnp.round(x / scale).astype(jnp.int8), scale
-
-
-def int8_matmul(x: Array, kernel: Array, scale: Array, *, two_terms: bool = False, transposed: bool = False) -> Array:
-    """``x [..., K] @ (kernel * scale)`` with int8 ``kernel [K, N]`` (``[N, K]`` if transposed), ``scale [N]``; f32.
-
-    With f32 ``x``, every row's result depends on that row alone, bit for bit. With bf16 ``x`` (accelerators) only
-    the weights are int8, and the product is bf16's own.
-    """
-    if x.dtype == jnp.bfloat16:
-        wide = jnp.matmul(x, (kernel.T if transposed else kernel).astype(x.dtype), preferred_element_type=jnp.float32)
-        return wide * scale
-    flat = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    count = flat.shape[0]
-    terms = [rows_to_int8(flat)]
-    if two_terms:
-        first, size = terms[0]
-        # What rounding left is at most half a step, so its scale is known.
-        rest = jnp.round((flat - first.astype(jnp.float32) * size) / size * 254).astype(jnp.int8)
-        terms.append((rest, size / 254))
-    rows = jnp.concatenate([term for term, _ in terms])
-    if rows.shape[0] == 1:
-        rows = jnp.concatenate([rows, rows])
-    dims = (((1,), (1 if transposed else 0,)), ((), ()))
-    sums = lax.dot_general(rows, kernel, dims, preferred_element_type=jnp.int32).astype(jnp.float32)
-    y = sum(sums[i * count : (i + 1) * count] * size for i, (_, size) in enumerate(terms)) * scale
-    return y.reshape(*x.shape[:-1], -1)
 
 
 def quantise(config: DecoderConfig, params: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Array]:
@@ -82,7 +45,7 @@ def quantise(config: DecoderConfig, params: Mapping[str, Any], tokens: Sequence[
     tree = _migrate(config, {name: np.asarray(leaf, np.float32) for name, leaf in params.items()}, ranges)
     out: dict[str, Array] = {}
     for name, leaf in tree.items():
-        if name.rpartition(".")[2] in ("q", "k", "v", "o", "gate", "up", "down"):
+        if name.rpartition(".")[2] in MATMULS:
             out[name], out[f"{name}.scale"] = _channels_to_int8(leaf, axis=0)
         elif name != "lm_head":
             out[name] = jnp.asarray(leaf)
@@ -99,8 +62,6 @@ def _channels_to_int8(kernel: np.ndarray, axis: int) -> tuple[Array, Array]:
 @partial(jax.jit, static_argnums=0)
 def _input_ranges(config: DecoderConfig, params: Mapping[str, Array], tokens: Array) -> dict[str, Array]:
     """Largest magnitude of every input channel of every matmul over ``tokens [L]``, by the matmul's name."""
-    from .decoder import MATMULS, Decoder, attention, causal_mask
-
     ranges: dict[str, Array] = {}
 
     def watched(name: str, linear: Any) -> Any:

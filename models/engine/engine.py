@@ -24,6 +24,7 @@ from .grammar import GrammarCompiler
 from .job import Job
 from .precision import Precision, resolve, serving_params
 from .request import Completion, Request, Sampling
+from .shapes import Shapes
 from .worker import Worker
 
 
@@ -34,6 +35,8 @@ class Engine:
         params: canonical flat parameters (``decoder.param_shapes``).
         slots: sequences decoded together. max_context: most tokens of prompt and output together.
         speculate: guess tokens that were seen before and check several a step where that pays; changes no result.
+        deterministic: a request's tokens and log-probabilities are the same bits whatever else runs, waits or is
+            cached (of one machine, model and set of loaded adapters). Slower: see docs/benchmarks.md.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Engine:
         max_context: int = 2048,
         precision: Precision = "auto",
         speculate: bool = True,
+        deterministic: bool = False,
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.max_context = min(max_context, config.max_positions)
@@ -53,10 +57,8 @@ class Engine:
         self.params = serving_params(config, params, tokenizer, self.precision)
         self._grammars = GrammarCompiler(tokenizer, config.vocab_size)
         self._wake = threading.Condition()
-        self._worker = Worker(
-            config, self.params, tokenizer, self.precision, slots, self.max_context, self._wake, speculate
-        )
-        self._slots = slots
+        self._shapes = Shapes(slots, self.max_context, deterministic)
+        self._worker = Worker(config, self.params, tokenizer, self.precision, self._shapes, self._wake, speculate)
         self._thread: threading.Thread | None = None
 
     # -- asking ---------------------------------------------------------------------------------------------
@@ -67,13 +69,13 @@ class Engine:
         Raises:
             RestillError: empty or too long a prompt, a token outside the vocabulary, an unusable grammar.
         """
-        prompt, room = request.prompt, self.max_context - runner.MARGIN - len(request.prompt)
+        prompt, room = request.prompt, self.max_context - self._shapes.margin - len(request.prompt)
         if not prompt:
             raise RestillError("the prompt is empty; give at least one token")
         if room < 1:
             raise RestillError(
                 f"the prompt has {len(prompt)} tokens and max_context is {self.max_context}; "
-                f"shorten it to at most {self.max_context - runner.MARGIN - 1} tokens or raise max_context"
+                f"shorten it to at most {self.max_context - self._shapes.margin - 1} tokens or raise max_context"
             )
         self._check_tokens(prompt)
         _check_sampling(request.sampling)
@@ -90,6 +92,7 @@ class Engine:
         """
         with self._wake:
             self._worker.adapters.load(name, leaves, alpha)
+            self._programs_change()
 
     def unload_adapter(self, name: str) -> None:
         """Take an adapter away.
@@ -102,6 +105,22 @@ class Engine:
             if users := sum(job.adapter is loaded for job in self._worker.scheduler.jobs):
                 raise RestillError(f"adapter {name!r} is in use by {users} requests; wait for them or cancel them")
             self._worker.adapters.unload(name)
+            self._programs_change()
+
+    def _programs_change(self) -> None:
+        if self._shapes.deterministic:  # what other programs have computed may differ in its last bit
+            self._worker.scheduler.table.forget()
+
+    def warmup(self) -> None:
+        """Compile all that requests may need, at full context; later ones compile nothing until adapters change.
+
+        Raises:
+            RestillError: requests are waiting or running.
+        """
+        with self._wake:
+            if busy := len(self._worker.scheduler.jobs):
+                raise RestillError(f"warmup() while {busy} requests are in the engine; wait for them")
+            self._worker.warm()
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         if not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
@@ -196,7 +215,7 @@ class Engine:
     @property
     def occupancy(self) -> float:
         """Share of slots that were decoding, averaged over the steps so far."""
-        return self._worker.rows_run / max(1, self._worker.steps * self._slots)
+        return self._worker.rows_run / max(1, self._worker.steps * self._shapes.slots)
 
     @property
     def running(self) -> int:

@@ -12,8 +12,9 @@ from llguidance import LLMatcher
 from ..tokenizer import Tokenizer
 from .adapters import Loaded
 from .request import Completion, FinishReason, Request
+from .shapes import WIDTHS
 from .slots import Slot
-from .speculation import WIDTHS, Drafter, Guess, Lookup
+from .speculation import Drafter, Guess, Lookup
 
 
 @dataclass(eq=False)
@@ -39,7 +40,7 @@ class Job:
     ended: bool = False
     scored: int | None = None
     adapter: Loaded | None = None
-    lookup: Lookup = field(init=False)
+    lookup: Lookup = field(default_factory=Lookup)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampled_logprobs: list[float] = field(default_factory=list)
@@ -47,14 +48,13 @@ class Job:
     _text: str = ""
     _sent: int = 0
 
-    def __post_init__(self) -> None:
-        self.lookup = Lookup(self.request.prompt if self.scored is None else ())
-
     def guess(self, drafter: Drafter) -> Guess:
         """What may come next, for a step that checks it: forced by the grammar, or seen before."""
         most = min(WIDTHS[-1] - 1, self.max_tokens - len(self.tokens) - 1)
         if self.request.sampling.repetition_penalty != 1 or most < 1:
             return Guess()
+        self.lookup.extend(self.request.prompt[len(self.lookup.tokens) :])
+        self.lookup.extend(self.tokens[len(self.lookup.tokens) - len(self.request.prompt) :])
         if self.matcher is None:
             return drafter.guess(self.lookup, most)
         forced = self.matcher.compute_ff_tokens()[:most]
@@ -74,7 +74,6 @@ class Job:
     def accept(self, token: int, raw: float, sampled: float, tokenizer: Tokenizer) -> FinishReason | None:
         """Take one sampled token; returns why generation is over, or None."""
         self.tokens.append(token)
-        self.lookup.extend((token,))
         self.logprobs.append(raw)
         self.sampled_logprobs.append(sampled)
         if self.matcher is not None:

@@ -14,7 +14,8 @@ from jax import Array
 from ..config import DecoderConfig
 from ..decoder import fuse
 from ..errors import RestillError
-from ..quantise import CALIBRATION, int8_matmul, quantise
+from ..int8 import int8_matmul
+from ..quantise import CALIBRATION, quantise
 from ..tokenizer import Tokenizer
 
 Precision = Literal["auto", "f32", "w8a8", "bf16", "int8"]

@@ -7,32 +7,22 @@ layouts let XLA:CPU run decode attention as plain dots (measured 0.5 ms a layer 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from ..config import DecoderConfig
 from ..decoder import NEG_INF, Decoder, Params
-from .sampling import sample
+from .sampling import draw
 
 Cache = tuple[tuple[Array, Array], ...]
 """Per layer ``(k, v)``."""
-Drawn = tuple[Array, Array, Array, Array]
-"""Tokens, raw and sampled log-probabilities, each ``[B, T]``, and how many drafts were kept, ``[B]``."""
 Lora = tuple[Params, Array]
 """Stacked adapter leaves and what each row takes of them (``adapters.Adapters``)."""
-
-CHUNKS = (16, 32, 64, 128, 256)
-"""Prefill widths; a prompt is cut into these."""
-EXTENTS = (0, 512, 1024, 2048, 4096)
-"""How much of the cache a program reads: the least of these that is enough, or all."""
-MARGIN = CHUNKS[0]
-"""Kept free at the end of a slot, so that the last padded chunk fits."""
 
 
 def new_cache(config: DecoderConfig, slots: int, context: int, dtype: Any) -> Cache:
@@ -94,9 +84,10 @@ def _write(cache: Cache, fresh: Sequence[tuple[Array, Array]], slots: Sequence[A
     return tuple(updated)
 
 
-def _after(position: Array, done: Array) -> Array:
-    """``position``, known to the compiler only when ``done`` (never negative) is: then all reads precede the write,
-    and the donated cache is written in place."""
+def _after(position: Array, hidden: Array) -> Array:
+    """``position``, known to the compiler only when the final ``hidden [hidden]`` is: then all reads precede the
+    write, and the donated cache is written in place."""
+    done = jnp.where(jnp.isnan(hidden[0]), 1, jnp.abs(hidden[0]))  # never negative, which the compiler does not see
     return jnp.where(done < 0, 0, position)
 
 
@@ -131,15 +122,14 @@ def prefill(
         return _attend(q, k, v, keys, values, start[None])
 
     hidden = model(tokens[None], (start + jnp.arange(tokens.shape[0]))[None], attend)
-    at = _after(start, jnp.where(jnp.isnan(hidden[0, 0, 0]), 1, jnp.abs(hidden[0, 0, 0])))
-    written = _write(cache, fresh, [slot], [at])
+    written = _write(cache, fresh, [slot], [_after(start, hidden[0, 0])])
     if targets is None:
         return written, None
     logprobs = jax.nn.log_softmax(model.logits(hidden[0]), axis=-1)
     return written, jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="extent", donate_argnums=(2, 3))
+@partial(jax.jit, static_argnums=0, static_argnames="extent", donate_argnums=2)
 def decode(
     config: DecoderConfig,
     params: Params,
@@ -147,31 +137,27 @@ def decode(
     newest: Array,
     fresh: Array,
     lengths: Array,
-    rules: Mapping[str, Any],
     drafts: Array | None = None,
     lora: Lora | None = None,
     *,
     extent: int,
-) -> tuple[Cache, Array, Drawn]:
-    """One token for each of the first B slots, or up to T where drafts come true.
+) -> tuple[Cache, Array]:
+    """What may follow each of the first B slots, and each of their T - 1 guesses; their keys and values are written.
 
     Args:
-        newest: ``[slots]`` each slot's newest token, not yet in the cache, as the step before left it here.
+        newest: ``[slots]`` each slot's newest token, not yet in the cache (``sampling.draw``).
         fresh: ``[B]`` a token that the host feeds instead, or -1.
         lengths: ``[B]`` tokens in the cache. An idle slot's row writes just beyond its length, where nothing looks.
-        rules: the keyword arguments of ``sampling.sample`` except logits, for B rows (``bits``: for B x T).
-        drafts: ``[B, T - 1]`` guesses of what comes next, -1 for none. Each position is drawn as it would be without
-            them; a guess is kept while it equals what was drawn.
+        drafts: ``[B, T - 1]`` guesses of what comes next, -1 for none.
         extent: (static) no row that counts is longer; only so much of the cache is read.
 
     Returns:
-        the cache, ``newest`` with what was drawn last, and ``Drawn``.
+        the cache, and logits f32 ``[B, T, V]``.
     """
     batch = fresh.shape[0]
     tokens = jnp.where(fresh >= 0, fresh, newest[:batch])[:, None]
     if drafts is not None:
         tokens = jnp.concatenate([tokens, jnp.maximum(drafts, 0)], axis=1)
-    width = tokens.shape[1]
     written: list[tuple[Array, Array]] = []
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
@@ -180,23 +166,9 @@ def decode(
         return _attend(q, k, v, keys[:batch, ..., :extent], values[:batch, :, :extent], lengths)
 
     model = _model(config, params, lora)
-    offsets = jnp.arange(width, dtype=lengths.dtype)
-    hidden = model(tokens, lengths[:, None] + offsets, attend)
-    rules = {
-        name: part if name == "bits" else jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), part)
-        for name, part in rules.items()
-    }
-    rules["positions"] = rules["positions"] + jnp.tile(offsets, batch)
-    drawn, raw, sampled = (
-        part.reshape(batch, width) for part in sample(model.logits(hidden.reshape(batch * width, -1)), **rules)
-    )
-    kept = jnp.zeros(batch, jnp.int32)
-    if drafts is not None:
-        kept = jnp.cumprod(drawn[:, :-1] == drafts, axis=1).sum(axis=1)
-    last = jnp.take_along_axis(drawn, kept[:, None], axis=1)[:, 0].astype(newest.dtype)
-    starts = [_after(lengths[row], last[row]) for row in range(batch)]
-    cache = _write(cache, written, range(batch), starts)
-    return cache, newest.at[:batch].set(last), (drawn, raw, sampled, kept)
+    hidden = model(tokens, lengths[:, None] + jnp.arange(tokens.shape[1], dtype=lengths.dtype), attend)
+    starts = [_after(lengths[row], hidden[row, 0]) for row in range(batch)]
+    return _write(cache, written, range(batch), starts), model.logits(hidden)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -231,34 +203,7 @@ def clear_slot(cache: Cache, slot: Array) -> Cache:
     return jax.tree.map(lambda side: side.at[slot].set(0), cache)
 
 
-def extent_of(length: int, context: int, *, whole: bool = False) -> int:
-    """How much of a cache of ``context`` tokens to read for sequences of that length: few sizes, each is compiled.
-
-    A part is copied out before it is read. With ``whole`` (every slot takes part) reading all needs no copy, and is
-    faster unless little is needed.
-    """
-    extent = next((e for e in EXTENTS if length <= e < context), context)
-    return context if whole and 3 * extent > context else extent
-
-
-def chunk_width(count: int, room: int) -> int:
-    """Width of the next chunk for ``count`` tokens: a full chunk, or one at most a third padding that fits in ``room``.
-
-    Fewer tokens than the least chunk take that one; the caller has room for it.
-    """
-    enough = next((c for c in CHUNKS if c >= count), CHUNKS[-1])
-    fits = [c for c in CHUNKS if c <= count]
-    return enough if not fits or (enough < 1.5 * count and enough <= room) else fits[-1]
-
-
-def pad_to(values: Sequence[int], length: int) -> np.ndarray:
-    """``values`` as int32, padded with zeros."""
-    out = np.zeros(length, np.int32)
-    out[: len(values)] = values
-    return out
-
-
 def compilations() -> int:
     """Programs compiled so far in this process, over all engines."""
-    programs: tuple[Any, ...] = (prefill, decode, copy_slot, _take_slot, _put_slot, clear_slot)
+    programs: tuple[Any, ...] = (prefill, decode, draw, copy_slot, _take_slot, _put_slot, clear_slot)
     return sum(program._cache_size() for program in programs)

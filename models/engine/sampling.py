@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ..decoder import NEG_INF
+
+Drawn = tuple[Array, Array, Array, Array]
+"""Tokens, raw and sampled log-probabilities, each ``[B, T]``, and how many drafts were kept, ``[B]``."""
 
 _BLOCK = 128
 
@@ -30,6 +37,7 @@ def truncate(logits: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:
     # The nucleus ends at the last token before which less than p has been gathered.
     last = jnp.sum((before < top_p[:, None]) & (kept > NEG_INF / 2), axis=-1)
     floor = jnp.take_along_axis(order, jnp.maximum(last, 1)[:, None] - 1, axis=-1)
+    floor = jnp.where(top_p[:, None] < 1, floor, NEG_INF)  # rounding may reach 1 before the last token
     least = order[:, :1] + jnp.log(min_p)[:, None]
     return jnp.where(logits >= jnp.maximum(jnp.maximum(kth, floor), least), logits, NEG_INF)
 
@@ -40,30 +48,21 @@ def penalise(logits: Array, seen: Array, penalty: Array) -> Array:
     return jnp.where(logits > 0, logits / factor, logits * factor)
 
 
-def categorical(logits: Array, uniform: Array) -> Array:
-    """One draw per row of ``softmax(logits [B, V])`` by inverse CDF from ``uniform [B]`` in [0, 1).
+def categorical(logits: Array, keys: Array) -> Array:
+    """One draw per row of ``softmax(logits [B, V])``, with ``keys [B]``.
 
-    Two levels (blocks, then within a block) need one random number a row, where the Gumbel trick needs V;
-    a token of zero probability is never drawn.
+    The Gumbel trick on two levels, a block and then a token within it: it needs hundreds of random numbers a row
+    instead of V. Two distributions that are close draw the same token from the same key: with probability
+    ``sum_i 1 / sum_j max(p_j / p_i, q_j / q_i)`` on each level (Daliri et al. 2408.07978). A token of zero
+    probability is never drawn.
     """
     batch, vocab = logits.shape
     p = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     p = jnp.pad(p, ((0, 0), (0, -vocab % _BLOCK))).reshape(batch, -1, _BLOCK)
-    mass = p.sum(-1)
-    block, rest = _pick(mass, uniform * mass.sum(-1))
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (p.shape[1] + _BLOCK,)))(keys)
+    block = jnp.argmax(jnp.log(p.sum(-1)) + noise[:, _BLOCK:], axis=-1)
     inner = jnp.take_along_axis(p, block[:, None, None], axis=1)[:, 0]
-    index, _ = _pick(inner, rest)
-    return block * _BLOCK + index
-
-
-def _pick(mass: Array, target: Array) -> tuple[Array, Array]:
-    """First index whose cumulative mass exceeds ``target``, and how far the target lies into it."""
-    cumulative = jnp.cumsum(mass, axis=-1)
-    beyond = (cumulative > target[:, None]) & (mass > 0)
-    # Rounding can leave the target past the end: then the heaviest entry stands in.
-    index = jnp.where(beyond.any(-1), jnp.argmax(beyond, axis=-1), jnp.argmax(mass, axis=-1))
-    at = jnp.take_along_axis(cumulative - mass, index[:, None], axis=-1)[:, 0]
-    return index, jnp.maximum(target - at, 0.0)
+    return block * _BLOCK + jnp.argmax(jnp.log(inner) + noise[:, :_BLOCK], axis=-1)
 
 
 def sample(
@@ -93,9 +92,35 @@ def sample(
     if cuts is not None:
         scaled = truncate(scaled, *cuts)
     keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(seeds, positions)
-    uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
-    tokens = jnp.where(temperature > 0, categorical(scaled, uniform), greedy)
+    tokens = jnp.where(temperature > 0, categorical(scaled, keys), greedy)
     row = tokens[:, None]
     drawn = jnp.take_along_axis(scaled, row, axis=-1)[:, 0] - jax.nn.logsumexp(scaled, axis=-1)
     # A greedy draw has no randomness: its log-probability is 0.
     return tokens, jnp.take_along_axis(raw, row, axis=-1)[:, 0], jnp.where(temperature > 0, drawn, 0.0)
+
+
+@partial(jax.jit, donate_argnums=1)
+def draw(logits: Array, newest: Array, rules: Mapping[str, Any], drafts: Array | None = None) -> tuple[Array, Drawn]:
+    """One token for each of B rows, or up to T where drafts come true.
+
+    Args:
+        logits: ``[B, T, V]`` (``runner.decode``). newest: ``[slots]`` each slot's newest token.
+        rules: the keyword arguments of ``sample`` except logits, for B rows (``bits``: for B x T).
+        drafts: ``[B, T - 1]``, -1 for none. Each position is drawn as it would be without them; a draft is kept while
+            it equals what was drawn.
+
+    Returns:
+        ``newest`` with what was drawn last, and ``Drawn``.
+    """
+    batch, width, _ = logits.shape
+    rules = {
+        name: part if name == "bits" else jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), part)
+        for name, part in rules.items()
+    }
+    rules["positions"] = rules["positions"] + jnp.tile(jnp.arange(width, dtype=jnp.int32), batch)
+    drawn, raw, sampled = (part.reshape(batch, width) for part in sample(logits.reshape(batch * width, -1), **rules))
+    kept = jnp.zeros(batch, jnp.int32)
+    if drafts is not None:
+        kept = jnp.cumprod(drawn[:, :-1] == drafts, axis=1).sum(axis=1)
+    last = jnp.take_along_axis(drawn, kept[:, None], axis=1)[:, 0].astype(newest.dtype)
+    return newest.at[:batch].set(last), (drawn, raw, sampled, kept)

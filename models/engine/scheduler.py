@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .job import Job
 from .request import FinishReason
-from .runner import MARGIN, chunk_width
+from .shapes import Shapes
 from .slots import Fork, SlotTable, Swap
 
 PREFILL_TOKENS = 256
@@ -43,8 +43,8 @@ class Scheduler:
         running: jobs by slot, the one in prefill included.
     """
 
-    def __init__(self, slots: int) -> None:
-        self.table = SlotTable(slots)
+    def __init__(self, shapes: Shapes) -> None:
+        self.table, self._shapes = SlotTable(shapes), shapes
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}
         self._feeding: Job | None = None
@@ -96,13 +96,15 @@ class Scheduler:
                 self._feeding = None
                 continue
             start = len(slot.tokens)
-            width = chunk_width(len(todo), job.length + MARGIN - start)
+            width = self._shapes.chunk(len(todo), job.length + self._shapes.margin - start)
             tokens = todo[:width]
             targets = job.request.prompt[start + 1 : start + 1 + len(tokens)]
             scores = job.scored is not None and start + len(tokens) >= job.scored
             chunk = Chunk(slot.index, start, tokens, width, job, targets if scores else ())
             budget -= width
             slot.tokens.extend(chunk.tokens)
+            if slot.plain == start and not scores:
+                slot.plain = len(slot.tokens)
             yield chunk
 
     def rows(self) -> dict[int, Job]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .shapes import Shapes
+
 _FORK_GAIN = 32
 """A fork costs about as much as prefilling this many tokens."""
 
@@ -21,10 +23,15 @@ class Slot:
     """One row: the tokens whose keys and values are in the cache, under which adapter, and when it was last used.
 
     A free slot may move to another row, with what it holds.
+
+    Attributes:
+        plain: how many of ``tokens`` were computed as chunks of a prompt that is not scored: what a deterministic
+            engine may reuse.
     """
 
     index: int
     tokens: list[int] = field(default_factory=list)
+    plain: int = 0
     adapter: object = None
     busy: bool = False
     used: int = 0
@@ -62,25 +69,13 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return int(differ[0]) if len(differ) else n
 
 
-def row_buckets(slots: int) -> list[int]:
-    """How many rows a decode step may have, with that many slots: few sizes, since each is compiled.
-
-    Rows that are not all of them are copied out of the cache first; beyond a quarter that costs more than it saves.
-    """
-    return sorted({b for b in (1, 4, 8, 16, 32, 64) if 4 * b <= slots} | {slots})
-
-
 class SlotTable:
     """All rows of one cache."""
 
-    def __init__(self, count: int) -> None:
-        self.slots = [Slot(i) for i in range(count)]
-        self._buckets = row_buckets(count)
+    def __init__(self, shapes: Shapes) -> None:
+        self.slots = [Slot(i) for i in range(shapes.slots)]
+        self._shapes = shapes
         self._clock = 0
-
-    def rows(self, highest: int) -> int:
-        """Rows of the step that reaches slot ``highest``."""
-        return next(b for b in self._buckets if b > highest)
 
     def place(self, prompt: Sequence[int], adapter: object = None) -> Placement | None:
         """Choose and occupy a free slot for ``prompt``; None when all are busy.
@@ -90,11 +85,7 @@ class SlotTable:
         free = [slot for slot in self.slots if not slot.busy]
         if not free:
             return None
-        limit = len(prompt) - 1
-        shared = {
-            slot.index: min(common_prefix(slot.tokens, prompt), limit) if slot.adapter is adapter else 0
-            for slot in self.slots
-        }
+        shared = {slot.index: self._shared(slot, prompt, adapter) for slot in self.slots}
         own = max(free, key=lambda s: (shared[s.index], -s.used, -s.index))
         donor = max(self.slots, key=lambda s: shared[s.index])
         count, source = shared[own.index], None
@@ -108,7 +99,7 @@ class SlotTable:
         low = free[0]
         highest = max((slot.index for slot in self.slots if slot.busy), default=0)
         moves: list[Fork | Swap] = []
-        if self.rows(max(own.index, highest)) > self.rows(max(low.index, highest)):
+        if self._shapes.rows(max(own.index, highest)) > self._shapes.rows(max(low.index, highest)):
             if count and source is None:
                 moves.append(Swap(low.index, own.index) if low.tokens else Fork(own.index, low.index))
             elif low.tokens:
@@ -119,11 +110,20 @@ class SlotTable:
             moves.append(Fork(source.index, own.index))
         self._clock += 1
         own.busy, own.used, own.tokens, own.adapter = True, self._clock, list(prompt[:count]), adapter
+        own.plain = min(count, (source or own).plain)
         return Placement(own, count, tuple(moves))
 
+    def _shared(self, slot: Slot, prompt: Sequence[int], adapter: object) -> int:
+        if slot.adapter is not adapter:
+            return 0
+        usable = slot.tokens[: slot.plain] if self._shapes.deterministic else slot.tokens
+        shared = min(common_prefix(usable, prompt), len(prompt) - 1)
+        return shared - shared % self._shapes.grain
+
     def forget(self) -> None:
-        """Empty the rows that nobody uses."""
+        """Empty the rows that nobody uses; nobody forks the others."""
         for slot in self.slots:
+            slot.plain = 0
             if not slot.busy:
                 slot.tokens = []
 

@@ -15,13 +15,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-WIDTHS = (4, 8)
-"""Tokens a checking step computes in each row: the newest and three or seven guesses."""
-MOST_ROWS = 4
-"""More running rows than this fill the processor by themselves; nothing is drafted then."""
+from .shapes import MOST_ROWS, WIDTHS
+
 _NGRAMS = (4, 2, 1)
 _MEMORY = 1 << 16
 _DECAY = 0.98
+_PRIOR = (2.0, 1.0)
+"""Beta counts: every kind of guess starts at two of three."""
+_BACK = 1 - _DECAY
 _PRICES = {1: 1.0, 4: 1.3, 8: 1.7}
 
 
@@ -61,8 +62,7 @@ class Drafter:
 
     def __init__(self) -> None:
         self._written: dict[tuple[int, ...], Sequence[int]] = {}
-        # Beta counts: every kind of guess starts at two of three.
-        self._came_true: dict[tuple[str, int], tuple[float, float]] = defaultdict(lambda: (2.0, 1.0))
+        self._came_true: dict[tuple[str, int], tuple[float, float]] = defaultdict(lambda: _PRIOR)
         self._seconds: dict[tuple[int, int], float] = {}
 
     def remember(self, prompt: Sequence[int], output: Sequence[int]) -> None:
@@ -76,6 +76,9 @@ class Drafter:
                     self._written[key] = whole[i : i + WIDTHS[-1] - 1]
         while len(self._written) > _MEMORY:
             del self._written[next(iter(self._written))]  # written longest ago
+        # What did not pay is tried again some requests later.
+        for source, (true, false) in self._came_true.items():
+            self._came_true[source] = (_DECAY * true + _BACK * _PRIOR[0], _DECAY * false + _BACK * _PRIOR[1])
 
     def guess(self, lookup: Lookup, most: int) -> Guess:
         """What may come after ``lookup``'s sequence, judged by its longest known ending."""

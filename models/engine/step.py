@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from jax import Array
 from .grammar import mask_rows
 from .job import Job
 from .request import Sampling
-from .runner import Drawn
+from .sampling import Drawn
 from .scheduler import Chunk
 from .speculation import Guess
 
@@ -27,7 +27,7 @@ class Flight:
 
     jobs: Mapping[int, Job]
     drawn: Drawn
-    guesses: Mapping[int, Guess] = field(default_factory=dict)
+    guesses: Mapping[int, Guess]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Scored:
 def step_inputs(
     jobs: Mapping[int, Job], lengths: Sequence[int], vocab_size: int, guesses: Mapping[int, Guess], width: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any], np.ndarray | None]:
-    """What ``runner.decode`` takes, for as many rows as ``lengths``; some may be idle.
+    """What ``runner.decode`` and ``sampling.draw`` take, for as many rows as ``lengths``; some may be idle.
 
     A step of width 1 computes one token a row; a wider one checks ``guesses`` too.
     """
@@ -64,10 +64,11 @@ def step_inputs(
         "temperature": np.array([s.temperature if s else 0.0 for s in samplings], np.float32),
     }
     some = [s or Sampling() for s in samplings]
-    if any(s.top_k > 0 or s.top_p < 1 or s.min_p > 0 for s in some):
+    cuts = any(s.top_k > 0 or s.top_p < 1 or s.min_p > 0 for s in some)
+    if cuts:
         top_k = np.array([s.top_k for s in some], np.int32)
         rules["cuts"] = (top_k, *(np.array([getattr(s, n) for s in some], np.float32) for n in ("top_p", "min_p")))
-    if any(s.repetition_penalty != 1 for s in some):
+    if cuts or any(s.repetition_penalty != 1 for s in some):  # one program for cuts, with penalties or without
         seen = np.zeros((len(rows), -(-vocab_size // 32)), np.int32)
         for row, job in enumerate(rows):
             if job is not None and job.request.sampling.repetition_penalty != 1:
@@ -75,6 +76,10 @@ def step_inputs(
         rules["repeated"] = (seen, np.array([s.repetition_penalty for s in some], np.float32))
     padded = np.array([[*draft, *[-1] * (width - 1 - len(draft))] for draft in drafts], np.int32) if width > 1 else None
     return np.array(fresh, np.int32), np.array(lengths, np.int32), rules, padded
+
+
+SAMPLINGS = (Sampling(), Sampling(repetition_penalty=1.1), Sampling(top_p=0.9))
+"""One of each kind that ``step_inputs`` makes a program of its own for."""
 
 
 def _bits(tokens: Sequence[int], vocab_size: int) -> np.ndarray:

@@ -10,7 +10,9 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -22,14 +24,13 @@ from . import runner
 from .adapters import Adapters
 from .job import Job
 from .precision import Precision, dtype_of
-from .request import FinishReason
+from .request import FinishReason, Request
+from .sampling import Drawn, draw
 from .scheduler import Chunk, Scheduler
+from .shapes import MOST_ROWS, Shapes, pad_to
 from .slots import Fork, Swap
-from .speculation import MOST_ROWS, Drafter, Guess, cut
-from .step import Flight, Scored, step_inputs
-
-CONTEXTS = (512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
-"""Cache lengths; the cache starts small and grows to the next one when a request needs it."""
+from .speculation import Drafter, Guess, cut
+from .step import SAMPLINGS, Flight, Scored, step_inputs
 
 
 class Worker:
@@ -45,13 +46,12 @@ class Worker:
         params: Mapping[str, Array],
         tokenizer: Tokenizer,
         precision: Precision,
-        slots: int,
-        max_context: int,
+        shapes: Shapes,
         wake: threading.Condition,
         speculate: bool,
     ) -> None:
         self.config, self.params, self.tokenizer = config, params, tokenizer
-        self.max_context, self.scheduler, self.closed = max_context, Scheduler(slots), False
+        self.shapes, self.scheduler, self.closed = shapes, Scheduler(shapes), False
         self._dtype = dtype_of(precision)
         self.adapters = Adapters(config, self._dtype)
         self._wake = wake
@@ -59,7 +59,7 @@ class Worker:
         self._newest: Array | None = None
         self._flight: Flight | None = None
         self._scored: list[Scored] = []
-        self._drafter, self.speculate = Drafter(), speculate
+        self._drafter, self.speculate = Drafter(), speculate and not shapes.deterministic
         self._shape: tuple[int, int, int] | None = None
         self.steps = self.rows_run = self.tokens_decoded = self.tokens_prefilled = self.guessed = self.kept = 0
 
@@ -113,7 +113,7 @@ class Worker:
         return width, cut(guesses, width)
 
     def _batch(self, rows: Mapping[int, Job]) -> int:
-        return self.scheduler.table.rows(max(rows))
+        return self.shapes.rows(max(rows))
 
     def _time(self, rows: Mapping[int, Job], width: int, seconds: float | None) -> None:
         """Note what a step cost, unless a prompt, a compilation or another kind of step is in the time."""
@@ -125,7 +125,7 @@ class Worker:
     def _prefill(self, work: Sequence[Swap | Fork | Chunk]) -> None:
         if not work and self._cache is not None:
             return
-        self._reserve()
+        self._reserve(max((job.length for job in self.scheduler.running.values()), default=0))
         for item in work:
             if isinstance(item, Swap):
                 assert self._cache is not None
@@ -133,25 +133,37 @@ class Worker:
             elif isinstance(item, Fork):
                 self._cache = runner.copy_slot(self._cache, item.source, item.target)
             else:
-                where = (runner.pad_to(item.tokens, item.width), np.int32(item.slot), np.int32(item.start))
-                extent = runner.extent_of(item.start, self._context)
-                lora = self.adapters.of([item.job.adapter])
-                targets = runner.pad_to(item.targets, item.width) if item.targets else None
-                self._cache, logprobs = runner.prefill(
-                    self.config, self.params, self._cache, *where, targets, lora, extent=extent
-                )
+                targets = pad_to(item.targets, item.width) if item.targets else None
+                extent = self.shapes.extent(item.start, self._context)
+                logprobs = self._run_prefill(item.tokens, item.width, item.slot, item.start, targets, item.job, extent)
                 if logprobs is not None:
                     self._scored.append(Scored(item, logprobs))
                 self.tokens_prefilled += len(item.tokens)
 
-    def _reserve(self) -> None:
-        """Make the cache long enough for everybody in it."""
-        slots = len(self.scheduler.table.slots)
-        most = max((job.length for job in self.scheduler.running.values()), default=0) + runner.MARGIN
-        context = min(next((c for c in CONTEXTS if c >= most), most), self.max_context + runner.MARGIN)
+    def _run_prefill(
+        self,
+        tokens: Sequence[int],
+        width: int,
+        slot: int,
+        start: int,
+        targets: np.ndarray | None,
+        job: Job | None,
+        extent: int,
+    ) -> Array | None:
+        assert self._cache is not None
+        lora = self.adapters.of([job.adapter if job else None])
+        where = (pad_to(tokens, width), np.int32(slot), np.int32(start))
+        self._cache, logprobs = runner.prefill(
+            self.config, self.params, self._cache, *where, targets, lora, extent=extent
+        )
+        return logprobs
+
+    def _reserve(self, most: int) -> None:
+        """Make the cache long enough for requests of ``most`` tokens."""
+        context = self.shapes.context(most)
         if self._cache is None:
-            self._cache = runner.new_cache(self.config, slots, context, self._dtype)
-            self._newest = jnp.zeros(slots, jnp.int32)
+            self._cache = runner.new_cache(self.config, self.shapes.slots, context, self._dtype)
+            self._newest = jnp.zeros(self.shapes.slots, jnp.int32)
         elif self._context < context:
             self._cache = runner.grow_cache(self._cache, context)
 
@@ -163,18 +175,43 @@ class Worker:
         if not jobs:
             return None
         lengths = self.scheduler.lengths(self._batch(jobs))
-        lora = self.adapters.of([job.adapter if (job := jobs.get(row)) else None for row in range(len(lengths))])
-        longest = max(lengths[row] for row in jobs)
-        fresh, lengths, rules, drafts = step_inputs(jobs, lengths, self.config.vocab_size, guesses, width)
-        self._cache, self._newest, drawn = runner.decode(
-            self.config, self.params, self._cache, self._newest, fresh, lengths, rules, drafts, lora,
-            extent=runner.extent_of(longest, self._context, whole=len(fresh) == len(self.scheduler.table.slots)),
-        )  # fmt: skip
+        extent = self.shapes.extent(max(lengths[row] for row in jobs), self._context, len(lengths))
+        drawn = self._run_step(jobs, lengths, guesses, width, extent)
         for job in jobs.values():
             job.dispatched += 1
         self.steps += 1
         self.rows_run += len(jobs)
         return Flight(jobs, drawn, guesses)
+
+    def _run_step(
+        self, jobs: Mapping[int, Job], lengths: list[int], guesses: Mapping[int, Guess], width: int, extent: int
+    ) -> Drawn:
+        assert self._cache is not None and self._newest is not None
+        lora = self.adapters.of([job.adapter if (job := jobs.get(row)) else None for row in range(len(lengths))])
+        fresh, where, rules, drafts = step_inputs(jobs, lengths, self.config.vocab_size, guesses, width)
+        self._cache, logits = runner.decode(
+            self.config, self.params, self._cache, self._newest, fresh, where, drafts, lora, extent=extent
+        )
+        self._newest, drawn = draw(logits, self._newest, rules, drafts)
+        return drawn
+
+    def warm(self) -> None:
+        """Run every program once over an empty cache of full length; nobody may be running."""
+        self._reserve(self.shapes.max_context)
+        self.scheduler.table.forget()
+        for width, extent in product(self.shapes.chunks, self.shapes.extents(self._context)):
+            for targets in (None, pad_to((), width)):
+                self._run_prefill((), width, 0, 0, targets, None, extent)
+        for rows in self.shapes.row_buckets:
+            for width, sampling in product(self.shapes.widths(rows), SAMPLINGS):
+                job = Job(Request(prompt=(0,), sampling=sampling), 1, None)
+                for extent in self.shapes.extents(self._context, rows):
+                    self._run_step({0: job}, [0] * rows, {}, width, extent)
+        assert self._cache is not None
+        if self.shapes.slots > 1:
+            self._cache = runner.swap_slots(runner.copy_slot(self._cache, 0, 1), 0, 1)
+        self._cache = runner.clear_slot(self._cache, 0)
+        jax.block_until_ready(self._cache)
 
     def _collect(self) -> None:
         flight, self._flight = self._flight, None
@@ -216,7 +253,7 @@ class Worker:
     def _end(self, job: Job, reason: FinishReason) -> None:
         with self._wake:
             self.scheduler.remove(job)
-        if job.scored is None:
+        if job.scored is None and self.speculate:
             self._drafter.remember(job.request.prompt, job.tokens)
         job.finish(reason, self.tokenizer)
 
@@ -224,7 +261,7 @@ class Worker:
         """The donated cache may be gone: start over with an empty one and tell everyone who was in it."""
         with self._wake:
             lost, waiting = list(self.scheduler.running.values()), self.scheduler.waiting
-            self.scheduler = Scheduler(len(self.scheduler.table.slots))
+            self.scheduler = Scheduler(self.shapes)
             self.scheduler.waiting = waiting
         self._forget()
         for job in lost:

@@ -17,7 +17,7 @@ from restill.models.config import DecoderConfig
 from restill.models.decoder import forward
 from restill.models.engine.engine import Engine
 from restill.models.engine.request import Completion, Request, Sampling
-from restill.models.engine.runner import CHUNKS, chunk_width
+from restill.models.engine.shapes import CHUNKS, Shapes
 from restill.models.engine.slots import SlotTable, Swap, common_prefix
 from restill.models.errors import RestillError
 from restill.models.tokenizer import Tokenizer
@@ -241,7 +241,7 @@ def test_no_program_is_compiled_twice(engine: Engine) -> None:
 
 @given(st.integers(1, 3000), st.integers(0, 300))
 def test_a_chunk_is_full_or_fits_with_little_padding(count: int, beyond: int) -> None:
-    width = chunk_width(count, count + beyond)
+    width = Shapes(1, 4096).chunk(count, count + beyond)
     assert width in CHUNKS
     assert width <= count or width - count <= max(CHUNKS[0] - 1, min(beyond, count // 2))
 
@@ -249,7 +249,7 @@ def test_a_chunk_is_full_or_fits_with_little_padding(count: int, beyond: int) ->
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 60)), max_size=40), st.integers(1, 3))
 def test_slots_only_claim_what_the_row_really_holds(requests: list[tuple[int, int]], rows: int) -> None:
-    table = SlotTable(rows)
+    table = SlotTable(Shapes(rows, 4096))
     held: dict[int, list[int]] = {i: [] for i in range(rows)}
     for family, length in requests:
         prompt = [family] * 40 + list(range(length))

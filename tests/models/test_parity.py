@@ -8,24 +8,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from restill.models.checkpoint.load import Checkpoint, load_decoder
+from restill.models.checkpoint.load import Checkpoint
 from restill.models.checkpoint.safetensors import load_decoder_folder
 from restill.models.decoder import Decoder, attention, causal_mask, forward
 from restill.models.engine.engine import Engine
 from restill.models.engine.request import Request, Sampling
-from restill.models.errors import RestillError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Checkpoint:
-    try:
-        return load_decoder("smollm2-135m")
-    except RestillError as error:
-        pytest.skip(f"the weights cannot be had here: {error}")
 
 
 def test_a_random_llama_has_the_logits_of_transformers() -> None:

@@ -15,7 +15,8 @@ from restill.models.engine.engine import Engine
 from restill.models.engine.precision import resolve
 from restill.models.engine.request import Request, Sampling
 from restill.models.errors import RestillError
-from restill.models.quantise import _input_ranges, _migrate, int8_matmul, quantise, rows_to_int8
+from restill.models.int8 import int8_matmul, rows_to_int8
+from restill.models.quantise import _input_ranges, _migrate, quantise
 from restill.models.tokenizer import Tokenizer
 
 CONFIG = DecoderConfig(

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from restill.models.engine.job import Job
 from restill.models.engine.request import Request, Sampling
-from restill.models.engine.runner import CHUNKS
 from restill.models.engine.scheduler import PREFILL_TOKENS, Chunk, Scheduler
+from restill.models.engine.shapes import CHUNKS, Shapes
 from restill.models.engine.slots import Fork, Swap
 
 
@@ -27,7 +27,7 @@ ARRIVALS = st.lists(
 def test_every_request_is_served_in_order_and_no_running_one_misses_a_step(
     arrivals: list[tuple[int, int, int, int, bool]], slots: int
 ) -> None:
-    scheduler, cache = Scheduler(slots), {i: list[int]() for i in range(slots)}
+    scheduler, cache = Scheduler(Shapes(slots, 4096)), {i: list[int]() for i in range(slots)}
     pending, started, finished = list(arrivals), list[Job](), 0
     order: list[Job] = []
     while pending or not scheduler.idle:
@@ -74,7 +74,7 @@ def test_every_request_is_served_in_order_and_no_running_one_misses_a_step(
 
 
 def test_a_long_prompt_leaves_the_running_their_turns() -> None:
-    scheduler = Scheduler(2)
+    scheduler = Scheduler(Shapes(2, 4096))
     short, long = job([1, 2, 3], 100), job(list(range(2000)))
     for new in (short, long):
         scheduler.waiting.append(new)
@@ -86,7 +86,7 @@ def test_a_long_prompt_leaves_the_running_their_turns() -> None:
 
 
 def test_one_request_at_a_time_runs_in_the_first_row_and_every_transcript_is_kept() -> None:
-    scheduler = Scheduler(8)
+    scheduler = Scheduler(Shapes(8, 4096))
     for turn in range(3):
         for family in range(8):
             new = job([family] * (100 + 20 * turn), 1)
