@@ -84,11 +84,10 @@ def _write(cache: Cache, fresh: Sequence[tuple[Array, Array]], slots: Sequence[A
     return tuple(updated)
 
 
-def _after(position: Array, hidden: Array) -> Array:
-    """``position``, known to the compiler only when the final ``hidden [hidden]`` is: then all reads precede the
-    write, and the donated cache is written in place."""
-    done = jnp.where(jnp.isnan(hidden[0]), 1, jnp.abs(hidden[0]))  # never negative, which the compiler does not see
-    return jnp.where(done < 0, 0, position)
+def _after(position: Array, last: Array) -> Array:
+    """``position``, known to the compiler only when ``last [N]`` is: then all reads precede the write, and the donated
+    cache is written in place."""
+    return jnp.where(last[0] > 3e38, 0, position)  # what is infinite is lost anyway
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="extent", donate_argnums=2)
@@ -122,7 +121,9 @@ def prefill(
         return _attend(q, k, v, keys, values, start[None])
 
     hidden = model(tokens[None], (start + jnp.arange(tokens.shape[0]))[None], attend)
-    written = _write(cache, fresh, [slot], [_after(start, hidden[0, 0])])
+    # Without targets nobody needs what follows the last layer's keys: it is not computed.
+    last = fresh[-1][0][0, 0, 0] if targets is None else hidden[0, 0]
+    written = _write(cache, fresh, [slot], [_after(start, last)])
     if targets is None:
         return written, None
     logprobs = jax.nn.log_softmax(model.logits(hidden[0]), axis=-1)
