@@ -1,8 +1,11 @@
 """The device side of the engine: compiled programs over parameters and the KV cache.
 
-The cache of a layer is ``k [slots, KV, head_dim, context]`` and ``v [slots, KV, context, head_dim]``: these two
-layouts let XLA:CPU run decode attention as plain dots (measured 0.5 ms a layer at 16 slots x 512 tokens;
-``[slots, context, KV, head_dim]`` takes 20). Every program donates the cache. Layers are unrolled.
+The cache of a layer is ``k [rows, KV, head_dim, context]`` and ``v [rows, KV, context, head_dim]``: these layouts let
+XLA:CPU run decode attention as plain dots (measured 0.5 ms a layer at 16 rows x 512 tokens; ``[rows, context, KV,
+head_dim]`` takes 20). The slots are kept in groups of 1, 3, 4, 8, ... rows, so that a step over the first few reads
+whole arrays: a part of an array is copied before it is multiplied. Programs that read the cache do not write it: they
+return new keys and values, and ``put`` writes those in place. (XLA copies a cache that one program reads and writes.)
+Layers are unrolled.
 """
 
 from __future__ import annotations
@@ -20,16 +23,18 @@ from ..decoder import NEG_INF, Decoder, Params
 from .sampling import draw
 
 Cache = tuple[tuple[Array, Array], ...]
-"""Per layer ``(k, v)``."""
+"""Per layer ``(k, v)``: those of a group of rows, or of one row (a prefix)."""
+Fresh = list[tuple[Array, Array]]
+"""Per layer new keys and values, ``[B, T, KV, head_dim]`` each."""
 Lora = tuple[Params, Array]
 """Stacked adapter leaves and what each row takes of them (``adapters.Adapters``)."""
 
 
-def new_cache(config: DecoderConfig, slots: int, context: int, dtype: Any) -> Cache:
-    """An empty cache for ``slots`` sequences of up to ``context`` tokens."""
+def new_cache(config: DecoderConfig, rows: int, context: int, dtype: Any) -> Cache:
+    """An empty cache for ``rows`` sequences of up to ``context`` tokens."""
     kv, dim = config.num_kv_heads, config.head_dim
     return tuple(
-        (jnp.zeros((slots, kv, dim, context), dtype), jnp.zeros((slots, kv, context, dim), dtype))
+        (jnp.zeros((rows, kv, dim, context), dtype), jnp.zeros((rows, kv, context, dim), dtype))
         for _ in range(config.num_layers)
     )
 
@@ -51,8 +56,6 @@ def _model(config: DecoderConfig, params: Params, lora: Lora | None) -> Decoder:
 def _attend(q: Array, k: Array, v: Array, keys: Array, values: Array, lengths: Array) -> Array:
     """New tokens over the cached ones and, causally, over themselves.
 
-    The cache is read as it was before the step: a program that read what it has just written would copy all of it.
-
     Args:
         q: ``[B, T, H, D]``. k, v: ``[B, T, KV, D]``. keys: ``[B, KV, D, C]``. values: ``[B, KV, C, D]``.
         lengths: ``[B]`` how much of C is there.
@@ -73,138 +76,132 @@ def _attend(q: Array, k: Array, v: Array, keys: Array, values: Array, lengths: A
     return out.transpose(0, 2, 1, 3, 4).reshape(batch, count, heads, dim)
 
 
-def _write(cache: Cache, fresh: Sequence[tuple[Array, Array]], slots: Sequence[Any], starts: Sequence[Any]) -> Cache:
-    """``k, v [B, T, KV, D]`` of every layer into ``slots`` at ``starts``, both as long as B."""
-    updated: list[tuple[Array, Array]] = []
-    for (keys, values), (k, v) in zip(cache, fresh, strict=True):
-        for row, (slot, start) in enumerate(zip(slots, starts, strict=True)):
-            keys = lax.dynamic_update_slice(keys, k[row].transpose(1, 2, 0)[None], (slot, 0, 0, start))
-            values = lax.dynamic_update_slice(values, v[row].transpose(1, 0, 2)[None], (slot, 0, start, 0))
-        updated.append((keys, values))
-    return tuple(updated)
+def _nothing(k: Array) -> tuple[Array, Array]:
+    _, _, kv, dim = k.shape
+    return jnp.zeros((1, kv, dim, 0), k.dtype), jnp.zeros((1, kv, 0, dim), k.dtype)
 
 
-def _after(position: Array, last: Array) -> Array:
-    """``position``, known to the compiler only when ``last [N]`` is: then all reads precede the write, and the donated
-    cache is written in place."""
-    return jnp.where(last[0] > 3e38, 0, position)  # what is infinite is lost anyway
-
-
-@partial(jax.jit, static_argnums=0, static_argnames="extent", donate_argnums=2)
+@partial(jax.jit, static_argnums=0)
 def prefill(
     config: DecoderConfig,
     params: Params,
-    cache: Cache,
+    prefix: Cache | None,
     tokens: Array,
-    slot: Array,
     start: Array,
     targets: Array | None = None,
     lora: Lora | None = None,
-    *,
-    extent: int,
-) -> tuple[Cache, Array | None]:
-    """Write keys and values of ``tokens [C]`` at ``start`` of ``slot``; ``start`` is at most ``extent`` (static).
-
-    Padding at the end of a chunk is written too, beyond the slot's length, where nothing looks and the next
-    write lands. The caller keeps ``start + C`` within the cache.
+) -> tuple[Fresh, Array | None]:
+    """Keys and values of ``tokens [C]`` after ``start`` tokens of ``prefix`` (one row; None at the start).
 
     Returns:
-        the cache, and raw log-probabilities f32 ``[C]`` of ``targets [C]``, the token after each of ``tokens``.
+        ``Fresh [1, C]``, and raw log-probabilities f32 ``[C]`` of ``targets [C]``, the token after each of ``tokens``.
     """
-    model, fresh = _model(config, params, lora), list[tuple[Array, Array]]()
+    model, fresh = _model(config, params, lora), Fresh()
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         fresh.append((k, v))
-        (keys, values), kv, dim = cache[layer], *k.shape[2:]
-        keys = lax.dynamic_slice(keys, (slot, 0, 0, 0), (1, kv, dim, extent))
-        values = lax.dynamic_slice(values, (slot, 0, 0, 0), (1, kv, extent, dim))
+        keys, values = prefix[layer] if prefix is not None else _nothing(k)
         return _attend(q, k, v, keys, values, start[None])
 
     hidden = model(tokens[None], (start + jnp.arange(tokens.shape[0]))[None], attend)
-    # Without targets nobody needs what follows the last layer's keys: it is not computed.
-    last = fresh[-1][0][0, 0, 0] if targets is None else hidden[0, 0]
-    written = _write(cache, fresh, [slot], [_after(start, last)])
     if targets is None:
-        return written, None
+        return fresh, None
     logprobs = jax.nn.log_softmax(model.logits(hidden[0]), axis=-1)
-    return written, jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
+    return fresh, jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="extent", donate_argnums=2)
+@partial(jax.jit, static_argnums=0, static_argnames="extent")
 def decode(
     config: DecoderConfig,
     params: Params,
-    cache: Cache,
+    groups: Sequence[Cache],
     newest: Array,
-    fresh: Array,
+    fed: Array,
     lengths: Array,
     drafts: Array | None = None,
     lora: Lora | None = None,
     *,
     extent: int,
-) -> tuple[Cache, Array]:
-    """What may follow each of the first B slots, and each of their T - 1 guesses; their keys and values are written.
+) -> tuple[list[Fresh], Array]:
+    """What may follow each of the first B slots, and each of their T - 1 guesses.
 
     Args:
+        groups: the cache of those B slots.
         newest: ``[slots]`` each slot's newest token, not yet in the cache (``sampling.draw``).
-        fresh: ``[B]`` a token that the host feeds instead, or -1.
-        lengths: ``[B]`` tokens in the cache. An idle slot's row writes just beyond its length, where nothing looks.
+        fed: ``[B]`` a token that the host feeds instead, or -1.
+        lengths: ``[B]`` tokens in the cache.
         drafts: ``[B, T - 1]`` guesses of what comes next, -1 for none.
         extent: (static) no row that counts is longer; only so much of the cache is read.
 
     Returns:
-        the cache, and logits f32 ``[B, T, V]``.
+        for each group ``Fresh [rows, T]``, to be ``put`` at ``lengths``, and logits f32 ``[B, T, V]``.
     """
-    batch = fresh.shape[0]
-    tokens = jnp.where(fresh >= 0, fresh, newest[:batch])[:, None]
+    batch = fed.shape[0]
+    tokens = jnp.where(fed >= 0, fed, newest[:batch])[:, None]
     if drafts is not None:
         tokens = jnp.concatenate([tokens, jnp.maximum(drafts, 0)], axis=1)
-    written: list[tuple[Array, Array]] = []
+    fresh = [Fresh() for _ in groups]
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-        written.append((k, v))
-        keys, values = cache[layer]
-        return _attend(q, k, v, keys[:batch, ..., :extent], values[:batch, :, :extent], lengths)
+        out, row = list[Array](), 0
+        for group, written in zip(groups, fresh, strict=True):
+            keys, values = group[layer]
+            rows = slice(row, row := row + keys.shape[0])
+            written.append((k[rows], v[rows]))
+            out.append(_attend(q[rows], k[rows], v[rows], keys[..., :extent], values[..., :extent, :], lengths[rows]))
+        return jnp.concatenate(out)
 
     model = _model(config, params, lora)
     hidden = model(tokens, lengths[:, None] + jnp.arange(tokens.shape[1], dtype=lengths.dtype), attend)
-    starts = [_after(lengths[row], hidden[row, 0]) for row in range(batch)]
-    return _write(cache, written, range(batch), starts), model.logits(hidden)
+    return fresh, model.logits(hidden)
 
 
 @partial(jax.jit, donate_argnums=0)
-def copy_slot(cache: Cache, source: Array, target: Array) -> Cache:
-    """Fork: ``target`` becomes a copy of ``source``."""
+def put(cache: Cache, fresh: Fresh, rows: Array, starts: Array) -> Cache:
+    """Write ``fresh [B, T]`` into ``rows [B]`` at ``starts [B]``, in place.
 
-    def copy(side: Array) -> Array:
-        return lax.dynamic_update_slice_in_dim(side, lax.dynamic_slice_in_dim(side, source, 1), target, axis=0)
+    What is padding, or an idle row's, lands beyond the row's length, where nothing looks and the next write comes.
+    The caller keeps ``starts + T`` within the cache.
+    """
+    updated: list[tuple[Array, Array]] = []
+    for (keys, values), (k, v) in zip(cache, fresh, strict=True):
+        for i in range(k.shape[0]):
+            keys = lax.dynamic_update_slice(keys, k[i].transpose(1, 2, 0)[None], (rows[i], 0, 0, starts[i]))
+            values = lax.dynamic_update_slice(values, v[i].transpose(1, 0, 2)[None], (rows[i], 0, starts[i], 0))
+        updated.append((keys, values))
+    return tuple(updated)
 
-    return jax.tree.map(copy, cache)
 
+@partial(jax.jit, static_argnames="extent")
+def take(cache: Cache, row: Array, *, extent: int) -> Cache:
+    """The first ``extent`` tokens of one row, padded with zeros where the cache has fewer."""
 
-def swap_slots(cache: Cache, a: Any, b: Any) -> Cache:
-    """Exchange two slots. Three programs: one that did it all would copy the whole cache."""
-    kept = _take_slot(cache, a)
-    return _put_slot(copy_slot(cache, b, a), kept, b)
+    def part(side: Array, axis: int) -> Array:
+        sizes = [1, *side.shape[1:]]
+        sizes[axis] = min(extent, side.shape[axis])
+        padding = [(0, extent - sizes[axis] if i == axis else 0) for i in range(4)]
+        return jnp.pad(lax.dynamic_slice(side, (row, 0, 0, 0), sizes), padding)
 
-
-@jax.jit
-def _take_slot(cache: Cache, slot: Array) -> Cache:
-    return jax.tree.map(lambda side: lax.dynamic_slice_in_dim(side, slot, 1), cache)
+    return tuple((part(k, 3), part(v, 2)) for k, v in cache)
 
 
 @partial(jax.jit, donate_argnums=0)
-def _put_slot(cache: Cache, rows: Cache, slot: Array) -> Cache:
-    return jax.tree.map(lambda side, row: lax.dynamic_update_slice_in_dim(side, row, slot, axis=0), cache, rows)
+def give(cache: Cache, taken: Cache, row: Array) -> Cache:
+    """Write what was taken of one row into another, in place."""
+
+    def part(side: Array, new: Array) -> Array:
+        return lax.dynamic_update_slice(side, new[..., : side.shape[2], : side.shape[3]], (row, 0, 0, 0))
+
+    return jax.tree.map(part, cache, taken)
 
 
 @partial(jax.jit, donate_argnums=0)
-def clear_slot(cache: Cache, slot: Array) -> Cache:
-    """Zeros in ``slot``: a NaN left there would reach later sequences, since zero weight times NaN is NaN."""
-    return jax.tree.map(lambda side: side.at[slot].set(0), cache)
+def clear(cache: Cache, row: Array) -> Cache:
+    """Zeros in ``row``: a NaN left there would reach later sequences, since zero weight times NaN is NaN."""
+    return jax.tree.map(lambda side: side.at[row].set(0), cache)
 
 
 def compilations() -> int:
     """Programs compiled so far in this process, over all engines."""
-    programs: tuple[Any, ...] = (prefill, decode, draw, copy_slot, _take_slot, _put_slot, clear_slot)
+    programs: tuple[Any, ...] = (prefill, decode, draw, put, take, give, clear)
     return sum(program._cache_size() for program in programs)

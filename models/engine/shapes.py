@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,7 +21,8 @@ _FIXED_CHUNK = 64
 _CONTEXTS = (512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 """Cache lengths; the cache starts small and grows to the next one when a request needs it."""
 _EXTENTS = (0, 512, 1024, 2048, 4096)
-"""How much of the cache a program reads: the least of these that is enough, or all."""
+"""How much of a row a program reads: the least of these that is enough, or all."""
+_BUCKETS = (1, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -60,32 +62,42 @@ class Shapes:
 
     @property
     def row_buckets(self) -> list[int]:
-        """How many rows a decode step may have.
-
-        Rows that are not all of them are copied out of the cache first; beyond a quarter that costs more than it
-        saves.
-        """
-        few = set() if self.deterministic else {b for b in (1, 4, 8, 16, 32, 64) if 4 * b <= self.slots}
+        """How many rows a decode step may have."""
+        few = set() if self.deterministic else {b for b in _BUCKETS if b < self.slots}
         return sorted(few | {self.slots})
+
+    @property
+    def groups(self) -> list[range]:
+        """The slots of every group of the cache: a step takes the first few groups, whole."""
+        return [range(a, b) for a, b in pairwise([0, *self.row_buckets])]
+
+    def place(self, slot: int) -> tuple[int, int]:
+        """The group that holds a slot, and its row there."""
+        return next((i, slot - group.start) for i, group in enumerate(self.groups) if slot in group)
 
     def rows(self, highest: int) -> int:
         """Rows of the step that reaches slot ``highest``."""
         return next(b for b in self.row_buckets if b > highest)
 
-    def extents(self, context: int, rows: int = 1) -> list[int]:
-        """How much of a cache of that length programs over so many rows read.
+    @property
+    def prefixes(self) -> list[int]:
+        """How much of a row may be taken out of the cache, for a prompt to go on from, or to be copied."""
+        return [*(e for e in _EXTENTS if 5 * e <= 4 * self.whole), self.whole]
 
-        A part is copied out before it is read. Where every slot takes part, reading all needs no copy and is faster
-        unless little is needed.
+    def prefix(self, length: int) -> int:
+        """The least of ``prefixes`` that holds ``length`` tokens."""
+        return next(e for e in self.prefixes if e >= length)
+
+    def extents(self, context: int) -> list[int]:
+        """How much of a cache of that length a decode step may read.
+
+        A part is copied out before it is read: reading all is faster unless little is needed.
         """
-        if self.deterministic:
-            return [context]
-        most = context // 3 if rows == self.slots > 1 else 4 * context // 5
-        return [*(e for e in _EXTENTS if e <= most), context]
+        return [context] if self.deterministic else [*(e for e in _EXTENTS if 0 < 3 * e <= context), context]
 
-    def extent(self, length: int, context: int, rows: int = 1) -> int:
+    def extent(self, length: int, context: int) -> int:
         """The least of ``extents`` that is enough for ``length`` tokens."""
-        return next(e for e in self.extents(context, rows) if e >= length)
+        return next(e for e in self.extents(context) if e >= length)
 
     def widths(self, rows: int) -> tuple[int, ...]:
         """Tokens that a step of so many rows may compute in each."""

@@ -39,18 +39,20 @@ class Slot:
 
 @dataclass(frozen=True)
 class Fork:
-    """Copy the cache of slot ``source`` to slot ``target``."""
+    """Copy the first ``length`` tokens of slot ``source`` to slot ``target``."""
 
     source: int
     target: int
+    length: int
 
 
 @dataclass(frozen=True)
 class Swap:
-    """Exchange the caches of two slots."""
+    """Exchange the first ``length`` tokens of two slots."""
 
     a: int
     b: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,15 @@ class SlotTable:
         moves: list[Fork | Swap] = []
         if self._shapes.rows(max(own.index, highest)) > self._shapes.rows(max(low.index, highest)):
             if count and source is None:
-                moves.append(Swap(low.index, own.index) if low.tokens else Fork(own.index, low.index))
+                longest = max(len(low.tokens), count)
+                fork = Fork(own.index, low.index, count)
+                moves.append(Swap(low.index, own.index, longest) if low.tokens else fork)
             elif low.tokens:
-                moves.append(Fork(low.index, own.index))
+                moves.append(Fork(low.index, own.index, len(low.tokens)))
             low.index, own.index = own.index, low.index
             self.slots[low.index], self.slots[own.index] = low, own
         if source is not None:
-            moves.append(Fork(source.index, own.index))
+            moves.append(Fork(source.index, own.index, count))
         self._clock += 1
         own.busy, own.used, own.tokens, own.adapter = True, self._clock, list(prompt[:count]), adapter
         own.plain = min(count, (source or own).plain)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -22,6 +21,7 @@ from ..errors import RestillError
 from ..tokenizer import Tokenizer
 from . import runner
 from .adapters import Adapters
+from .cache import KVCache
 from .job import Job
 from .precision import Precision, dtype_of
 from .request import FinishReason, Request
@@ -55,8 +55,8 @@ class Worker:
         self._dtype = dtype_of(precision)
         self.adapters = Adapters(config, self._dtype)
         self._wake = wake
-        self._cache: runner.Cache | None = None
-        self._newest: Array | None = None
+        self._cache = KVCache(config, shapes, self._dtype)
+        self._newest = jnp.zeros(shapes.slots, jnp.int32)
         self._flight: Flight | None = None
         self._scored: list[Scored] = []
         self._drafter, self.speculate = Drafter(), speculate and not shapes.deterministic
@@ -123,59 +123,31 @@ class Worker:
         self._shape = shape
 
     def _prefill(self, work: Sequence[Swap | Fork | Chunk]) -> None:
-        if not work and self._cache is not None:
-            return
-        self._reserve(max((job.length for job in self.scheduler.running.values()), default=0))
+        self._cache.reserve(max((job.length for job in self.scheduler.running.values()), default=0))
         for item in work:
-            if isinstance(item, Swap):
-                assert self._cache is not None
-                self._cache = runner.swap_slots(self._cache, item.a, item.b)
-            elif isinstance(item, Fork):
-                self._cache = runner.copy_slot(self._cache, item.source, item.target)
-            else:
-                targets = pad_to(item.targets, item.width) if item.targets else None
-                extent = self.shapes.extent(item.start, self._context)
-                logprobs = self._run_prefill(item.tokens, item.width, item.slot, item.start, targets, item.job, extent)
+            if isinstance(item, Chunk):
+                logprobs = self._run_chunk(item)
                 if logprobs is not None:
                     self._scored.append(Scored(item, logprobs))
                 self.tokens_prefilled += len(item.tokens)
+            else:
+                self._cache.move(item)
 
-    def _run_prefill(
-        self,
-        tokens: Sequence[int],
-        width: int,
-        slot: int,
-        start: int,
-        targets: np.ndarray | None,
-        job: Job | None,
-        extent: int,
-    ) -> Array | None:
-        assert self._cache is not None
-        lora = self.adapters.of([job.adapter if job else None])
-        where = (pad_to(tokens, width), np.int32(slot), np.int32(start))
-        self._cache, logprobs = runner.prefill(
-            self.config, self.params, self._cache, *where, targets, lora, extent=extent
+    def _run_chunk(self, chunk: Chunk) -> Array | None:
+        lora = self.adapters.of([chunk.job.adapter])
+        targets = pad_to(chunk.targets, chunk.width) if chunk.targets else None
+        prefix = self._cache.prefix(chunk.slot, chunk.start)
+        fresh, logprobs = runner.prefill(
+            self.config, self.params, prefix, pad_to(chunk.tokens, chunk.width), np.int32(chunk.start), targets, lora
         )
+        self._cache.put_chunk(chunk.slot, chunk.start, fresh)
         return logprobs
-
-    def _reserve(self, most: int) -> None:
-        """Make the cache long enough for requests of ``most`` tokens."""
-        context = self.shapes.context(most)
-        if self._cache is None:
-            self._cache = runner.new_cache(self.config, self.shapes.slots, context, self._dtype)
-            self._newest = jnp.zeros(self.shapes.slots, jnp.int32)
-        elif self._context < context:
-            self._cache = runner.grow_cache(self._cache, context)
-
-    @property
-    def _context(self) -> int:
-        return self._cache[0][1].shape[2] if self._cache else 0
 
     def _dispatch(self, jobs: dict[int, Job], guesses: Mapping[int, Guess], width: int) -> Flight | None:
         if not jobs:
             return None
         lengths = self.scheduler.lengths(self._batch(jobs))
-        extent = self.shapes.extent(max(lengths[row] for row in jobs), self._context, len(lengths))
+        extent = self.shapes.extent(max(lengths[row] for row in jobs), self._cache.context)
         drawn = self._run_step(jobs, lengths, guesses, width, extent)
         for job in jobs.values():
             job.dispatched += 1
@@ -186,32 +158,36 @@ class Worker:
     def _run_step(
         self, jobs: Mapping[int, Job], lengths: list[int], guesses: Mapping[int, Guess], width: int, extent: int
     ) -> Drawn:
-        assert self._cache is not None and self._newest is not None
         lora = self.adapters.of([job.adapter if (job := jobs.get(row)) else None for row in range(len(lengths))])
-        fresh, where, rules, drafts = step_inputs(jobs, lengths, self.config.vocab_size, guesses, width)
-        self._cache, logits = runner.decode(
-            self.config, self.params, self._cache, self._newest, fresh, where, drafts, lora, extent=extent
+        fed, starts, rules, drafts = step_inputs(jobs, lengths, self.config.vocab_size, guesses, width)
+        groups = self._cache.groups(len(lengths))
+        fresh, logits = runner.decode(
+            self.config, self.params, groups, self._newest, fed, starts, drafts, lora, extent=extent
         )
+        del groups  # put writes in place only what nobody else holds
+        self._cache.put_step(fresh, starts)
         self._newest, drawn = draw(logits, self._newest, rules, drafts)
         return drawn
 
     def warm(self) -> None:
         """Run every program once over an empty cache of full length; nobody may be running."""
-        self._reserve(self.shapes.max_context)
         self.scheduler.table.forget()
-        for width, extent in product(self.shapes.chunks, self.shapes.extents(self._context)):
-            for targets in (None, pad_to((), width)):
-                self._run_prefill((), width, 0, 0, targets, None, extent)
+        self._cache.reserve(self.shapes.max_context)
+        job, firsts = Job(Request(prompt=(0,)), 1, None), [group.start for group in self.shapes.groups]
+        for width, start in product(self.shapes.chunks, self.shapes.prefixes):
+            for targets in ((), (0,)):
+                self._run_chunk(Chunk(0, start, (), width, job, targets))
+        for slot, width in product(firsts, self.shapes.chunks):
+            self._run_chunk(Chunk(slot, 0, (), width, job))
+        for slot, length in product(firsts, self.shapes.prefixes):
+            self._cache.move(Fork(slot, slot, length))
+            self._cache.clear(slot)
         for rows in self.shapes.row_buckets:
             for width, sampling in product(self.shapes.widths(rows), SAMPLINGS):
                 job = Job(Request(prompt=(0,), sampling=sampling), 1, None)
-                for extent in self.shapes.extents(self._context, rows):
+                for extent in self.shapes.extents(self._cache.context):
                     self._run_step({0: job}, [0] * rows, {}, width, extent)
-        assert self._cache is not None
-        if self.shapes.slots > 1:
-            self._cache = runner.swap_slots(runner.copy_slot(self._cache, 0, 1), 0, 1)
-        self._cache = runner.clear_slot(self._cache, 0)
-        jax.block_until_ready(self._cache)
+        self._cache.wait()
 
     def _collect(self) -> None:
         flight, self._flight = self._flight, None
@@ -238,7 +214,7 @@ class Worker:
         assert job.slot is not None
         if math.isnan(raw):
             job.slot.tokens = []
-            self._cache = runner.clear_slot(self._cache, job.slot.index)
+            self._cache.clear(job.slot.index)
             with self._wake:
                 self.scheduler.remove(job)
             job.fail(RestillError("the model's logits are not numbers (NaN); its weights or adapter are damaged"))
@@ -268,5 +244,5 @@ class Worker:
             job.fail(error)
 
     def _forget(self) -> None:
-        self._cache = self._newest = self._flight = None
-        self._scored = []
+        self._cache = KVCache(self.config, self.shapes, self._dtype)
+        self._newest, self._flight, self._scored = jnp.zeros(self.shapes.slots, jnp.int32), None, []

@@ -10,7 +10,9 @@ import pytest
 from restill.models.config import DecoderConfig
 from restill.models.decoder import forward, init_params, param_shapes
 from restill.models.engine import runner
-from restill.models.engine.shapes import pad_to
+from restill.models.engine.cache import KVCache
+from restill.models.engine.shapes import Shapes, pad_to
+from restill.models.engine.slots import Fork, Swap
 from restill.models.errors import RestillError
 from restill.models.lora import find_adapter, init_lora, load_peft, merge, save_peft
 
@@ -29,15 +31,18 @@ def params() -> dict[str, jax.Array]:
 def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(params: dict[str, jax.Array]) -> None:
     tokens = np.asarray(jax.random.randint(jax.random.key(1), (40,), 0, TINY.vocab_size))
     reference = np.asarray(jax.nn.log_softmax(run(TINY, params, jnp.asarray(tokens[None])))[0])
-    cache = runner.new_cache(TINY, 4, 128, jnp.float32)
-    slot = 2
+    cache, slot = KVCache(TINY, Shapes(6, 100), jnp.float32), 2  # in the second group
+    cache.reserve(60)
     for start in (0, 16):  # the second chunk is padded: 16 wide, 5 tokens used
-        chunk = tokens[start : min(start + 16, 21)]
-        cache, _ = runner.prefill(TINY, params, cache, pad_to(chunk, 16), np.int32(slot), np.int32(start), extent=128)
+        chunk = pad_to(tokens[start : min(start + 16, 21)], 16)
+        cache.put_chunk(slot, start, runner.prefill(TINY, params, cache.prefix(slot, start), chunk, np.int32(start))[0])
+    cache.move(Swap(slot, 5, 21))
+    cache.move(Fork(5, slot, 21))
     for position in range(21, 39):
-        feed, lengths = np.zeros(4, np.int32), np.zeros(4, np.int32)
-        feed[slot], lengths[slot] = tokens[position], position
-        cache, logits = runner.decode(TINY, params, cache, jnp.zeros(4, jnp.int32), feed, lengths, extent=64)
+        fed, lengths = np.zeros(6, np.int32), np.zeros(6, np.int32)
+        fed[slot], lengths[slot] = tokens[position], position
+        fresh, logits = runner.decode(TINY, params, cache.groups(6), jnp.zeros(6, jnp.int32), fed, lengths, extent=64)
+        cache.put_step(fresh, lengths)
         np.testing.assert_allclose(jax.nn.log_softmax(logits[slot, 0]), reference[position], atol=1e-4)
 
 
