@@ -215,8 +215,8 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         files = weights(Path(scratch))
         where = {
-            "restill f32": ("ours", MODEL, "f32", str(adapter)),
-            "restill w8a8": ("ours", MODEL, "w8a8", str(adapter)),
+            "restill f32": ("ours", MODEL, "f32", str(adapter), "warm"),
+            "restill w8a8": ("ours", MODEL, "w8a8", str(adapter), "warm"),
             "llama.cpp f32": ("llama", str(files["f32"])),
             "llama.cpp Q8_0": ("llama", str(files["q8_0"])),
             "llama.cpp Q4_1": ("llama", str(files["q4_1"])),

@@ -42,9 +42,9 @@ class System(Protocol):
 
 
 class Ours:
-    """restill's engine."""
+    """restill's engine, with 32 slots."""
 
-    def __init__(self, model: str, precision: str, adapter: str | None) -> None:
+    def __init__(self, model: str, precision: str, adapter: str | None, warm: str | None = None) -> None:
         from pathlib import Path
 
         from restill.models.checkpoint.load import load_decoder
@@ -59,8 +59,10 @@ class Ours:
             loaded = load_peft(Path(adapter))
             params = merge(params, loaded.leaves, alpha=loaded.alpha)
         self.engine = Engine(
-            checkpoint.config, params, checkpoint.tokenizer, slots=32, max_context=2048, precision=precision  # type: ignore[arg-type]
+            checkpoint.config, params, checkpoint.tokenizer, slots=32, max_context=1536, precision=precision  # type: ignore[arg-type]
         )  # fmt: skip
+        if warm:
+            self.engine.warmup()
 
     def _request(self, prompt: Tokens, count: int) -> Any:
         from restill.models.engine.request import Request, Sampling

@@ -20,8 +20,7 @@ MOST_ROWS = 4
 _FIXED_CHUNK = 64
 _CONTEXTS = (512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 """Cache lengths; the cache starts small and grows to the next one when a request needs it."""
-_EXTENTS = (0, 512, 1024, 2048, 4096)
-"""How much of a row a program reads: the least of these that is enough, or all."""
+_PREFIXES = (0, 512, 1024, 2048, 4096)
 _BUCKETS = (1, 4, 8, 16, 32, 64)
 
 
@@ -82,22 +81,11 @@ class Shapes:
     @property
     def prefixes(self) -> list[int]:
         """How much of a row may be taken out of the cache, for a prompt to go on from, or to be copied."""
-        return [*(e for e in _EXTENTS if 5 * e <= 4 * self.whole), self.whole]
+        return [*(e for e in _PREFIXES if 5 * e <= 4 * self.whole), self.whole]
 
     def prefix(self, length: int) -> int:
         """The least of ``prefixes`` that holds ``length`` tokens."""
         return next(e for e in self.prefixes if e >= length)
-
-    def extents(self, context: int) -> list[int]:
-        """How much of a cache of that length a decode step may read.
-
-        A part is copied out before it is read: reading all is faster unless little is needed.
-        """
-        return [context] if self.deterministic else [*(e for e in _EXTENTS if 0 < 3 * e <= context), context]
-
-    def extent(self, length: int, context: int) -> int:
-        """The least of ``extents`` that is enough for ``length`` tokens."""
-        return next(e for e in self.extents(context) if e >= length)
 
     def widths(self, rows: int) -> tuple[int, ...]:
         """Tokens that a step of so many rows may compute in each."""

@@ -147,23 +147,18 @@ class Worker:
         if not jobs:
             return None
         lengths = self.scheduler.lengths(self._batch(jobs))
-        extent = self.shapes.extent(max(lengths[row] for row in jobs), self._cache.context)
-        drawn = self._run_step(jobs, lengths, guesses, width, extent)
+        drawn = self._run_step(jobs, lengths, guesses, width)
         for job in jobs.values():
             job.dispatched += 1
         self.steps += 1
         self.rows_run += len(jobs)
         return Flight(jobs, drawn, guesses)
 
-    def _run_step(
-        self, jobs: Mapping[int, Job], lengths: list[int], guesses: Mapping[int, Guess], width: int, extent: int
-    ) -> Drawn:
+    def _run_step(self, jobs: Mapping[int, Job], lengths: list[int], guesses: Mapping[int, Guess], width: int) -> Drawn:
         lora = self.adapters.of([job.adapter if (job := jobs.get(row)) else None for row in range(len(lengths))])
         fed, starts, rules, drafts = step_inputs(jobs, lengths, self.config.vocab_size, guesses, width)
         groups = self._cache.groups(len(lengths))
-        fresh, logits = runner.decode(
-            self.config, self.params, groups, self._newest, fed, starts, drafts, lora, extent=extent
-        )
+        fresh, logits = runner.decode(self.config, self.params, groups, self._newest, fed, starts, drafts, lora)
         del groups  # put writes in place only what nobody else holds
         self._cache.put_step(fresh, starts)
         self._newest, drawn = draw(logits, self._newest, rules, drafts)
@@ -185,8 +180,7 @@ class Worker:
         for rows in self.shapes.row_buckets:
             for width, sampling in product(self.shapes.widths(rows), SAMPLINGS):
                 job = Job(Request(prompt=(0,), sampling=sampling), 1, None)
-                for extent in self.shapes.extents(self._cache.context):
-                    self._run_step({0: job}, [0] * rows, {}, width, extent)
+                self._run_step({0: job}, [0] * rows, {}, width)
         self._cache.wait()
 
     def _collect(self) -> None:

@@ -41,7 +41,7 @@ def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(params
     for position in range(21, 39):
         fed, lengths = np.zeros(6, np.int32), np.zeros(6, np.int32)
         fed[slot], lengths[slot] = tokens[position], position
-        fresh, logits = runner.decode(TINY, params, cache.groups(6), jnp.zeros(6, jnp.int32), fed, lengths, extent=64)
+        fresh, logits = runner.decode(TINY, params, cache.groups(6), jnp.zeros(6, jnp.int32), fed, lengths)
         cache.put_step(fresh, lengths)
         np.testing.assert_allclose(jax.nn.log_softmax(logits[slot, 0]), reference[position], atol=1e-4)
 
