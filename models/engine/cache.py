@@ -1,8 +1,9 @@
-"""The KV cache of all slots, as the host sees it: groups of rows that come into being and grow as they are needed."""
+"""The KV cache of all slots, as the host sees it: a grid of arrays (``shapes``) that come into being when needed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import jax
@@ -23,67 +24,63 @@ class KVCache:
 
     def __init__(self, config: DecoderConfig, shapes: Shapes, dtype: Any) -> None:
         self._config, self._shapes, self._dtype = config, shapes, dtype
-        self._groups: list[Cache | None] = [None] * len(shapes.groups)
-        self.context = 0
+        self._grid: dict[tuple[int, int], Cache] = {}
 
-    def reserve(self, most: int) -> None:
-        """Make room for requests of ``most`` tokens."""
-        context = self._shapes.context(most)
-        if context <= self.context:
-            return
-        self.context = context
-        for i, group in enumerate(self._groups):
-            if group is not None:
-                self._groups[i] = None  # so that both are never held at once for more than one group
-                self._groups[i] = runner.grow_cache(group, context)
+    def _part(self, group: int, segment: int) -> Cache:
+        where = (group, segment)
+        if where not in self._grid:
+            rows, tokens = len(self._shapes.groups[group]), len(self._shapes.segments[segment])
+            self._grid[where] = runner.new_cache(self._config, rows, tokens + self._shapes.margin, self._dtype)
+        return self._grid[where]
 
-    def groups(self, rows: int) -> tuple[Cache, ...]:
-        """The groups of the first ``rows`` slots."""
-        return tuple(self._group(i) for i, group in enumerate(self._shapes.groups) if group.start < rows)
+    def groups(self, rows: int, longest: int) -> tuple[tuple[Cache, ...], ...]:
+        """The first ``longest`` tokens of the first ``rows`` slots: per group its segments."""
+        segments, groups = range(max(1, self._shapes.parts(longest))), enumerate(self._shapes.groups)
+        return tuple(tuple(self._part(i, j) for j in segments) for i, group in groups if group.start < rows)
 
-    def _group(self, i: int) -> Cache:
-        group = self._groups[i]
-        if group is None:
-            rows = len(self._shapes.groups[i])
-            group = self._groups[i] = runner.new_cache(self._config, rows, self.context, self._dtype)
-        return group
-
-    def prefix(self, slot: int, length: int) -> Cache | None:
-        """What a prompt goes on from: the first ``length`` tokens of a slot; None at the start."""
-        extent = self._shapes.prefix(length)
-        group, row = self._shapes.place(slot)
-        return runner.take(self._group(group), np.int32(row), extent=extent) if extent else None
+    def prefix(self, slot: int, length: int) -> tuple[Cache, ...]:
+        """The first ``length`` tokens of one slot, by segments."""
+        group, row = self._shapes.row(slot)
+        return tuple(runner.take(self._part(group, j), np.int32(row)) for j in range(self._shapes.parts(length)))
 
     def put_chunk(self, slot: int, start: int, fresh: Fresh) -> None:
         """Write a chunk of a prompt."""
-        group, row = self._shapes.place(slot)
-        self._groups[group] = runner.put(
-            self._group(group), fresh, np.array([row], np.int32), np.array([start], np.int32)
-        )
+        group, row = self._shapes.row(slot)
+        segment = self._shapes.parts(start + 1) - 1
+        local = start - self._shapes.segments[segment].start
+        where = (np.array([row], np.int32), np.array([local], np.int32))
+        self._grid[group, segment] = runner.put(self._part(group, segment), fresh, *where)
 
     def put_step(self, fresh: Sequence[Fresh], starts: np.ndarray) -> None:
-        """Write what a step over the first slots has computed: ``Fresh`` of each group, ``starts [B]``."""
-        for i, part in enumerate(fresh):
+        """Write what a step over the first slots has computed.
+
+        Args:
+            fresh: of each group. starts: ``[B]``; -1 where nothing is to be written.
+        """
+        for (i, part), (j, tokens) in product(enumerate(fresh), enumerate(self._shapes.segments)):
             slots = self._shapes.groups[i]
-            rows = np.arange(len(slots), dtype=np.int32)
-            self._groups[i] = runner.put(self._group(i), part, rows, starts[slots.start : slots.stop])
+            own = starts[slots.start : slots.stop]
+            here = (own >= tokens.start) & (own < tokens.stop)
+            if here.any():  # the others write into the margin
+                local = np.where(here, own - tokens.start, len(tokens)).astype(np.int32)
+                rows = np.arange(len(slots), dtype=np.int32)
+                self._grid[i, j] = runner.put(self._part(i, j), part, rows, local)
 
     def move(self, what: Fork | Swap) -> None:
         """Copy or exchange the first tokens of two slots."""
         pairs = [(what.source, what.target)] if isinstance(what, Fork) else [(what.a, what.b), (what.b, what.a)]
-        extent = self._shapes.prefix(what.length)
-        if not extent:
-            return
-        places = [(self._shapes.place(source), self._shapes.place(target)) for source, target in pairs]
-        taken = [runner.take(self._group(group), np.int32(row), extent=extent) for (group, row), _ in places]
-        for part, (_, (group, row)) in zip(taken, places, strict=True):
-            self._groups[group] = runner.give(self._group(group), part, np.int32(row))
+        taken = [self.prefix(source, what.length) for source, _ in pairs]
+        for parts, (_, target) in zip(taken, pairs, strict=True):
+            group, row = self._shapes.row(target)
+            for j, part in enumerate(parts):
+                self._grid[group, j] = runner.give(self._part(group, j), part, np.int32(row))
 
     def clear(self, slot: int) -> None:
         """Zeros in a slot."""
-        group, row = self._shapes.place(slot)
-        self._groups[group] = runner.clear(self._group(group), np.int32(row))
+        group, row = self._shapes.row(slot)
+        for where in [where for where in self._grid if where[0] == group]:
+            self._grid[where] = runner.clear(self._grid[where], np.int32(row))
 
     def wait(self) -> None:
         """Until all that was asked is done."""
-        jax.block_until_ready(self._groups)
+        jax.block_until_ready(self._grid)

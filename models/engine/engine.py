@@ -69,13 +69,13 @@ class Engine:
         Raises:
             RestillError: empty or too long a prompt, a token outside the vocabulary, an unusable grammar.
         """
-        prompt, room = request.prompt, self.max_context - self._shapes.margin - len(request.prompt)
+        prompt, room = request.prompt, self.max_context - len(request.prompt)
         if not prompt:
             raise RestillError("the prompt is empty; give at least one token")
         if room < 1:
             raise RestillError(
                 f"the prompt has {len(prompt)} tokens and max_context is {self.max_context}; "
-                f"shorten it to at most {self.max_context - self._shapes.margin - 1} tokens or raise max_context"
+                f"shorten it to at most {self.max_context - 1} tokens or raise max_context"
             )
         self._check_tokens(prompt)
         _check_sampling(request.sampling)

@@ -67,9 +67,9 @@ class Job:
         return self.matcher is not None or self.request.sampling.repetition_penalty != 1
 
     @property
-    def length(self) -> int:
-        """Tokens that prompt and output have at most."""
-        return len(self.request.prompt) + self.max_tokens
+    def position(self) -> int:
+        """Tokens that are, or will be, in the cache when the next step runs."""
+        return len(self.request.prompt) - 1 + self.dispatched
 
     def accept(self, token: int, raw: float, sampled: float, tokenizer: Tokenizer) -> FinishReason | None:
         """Take one sampled token; returns why generation is over, or None."""

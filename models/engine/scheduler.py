@@ -96,8 +96,8 @@ class Scheduler:
                 self._feeding = None
                 continue
             start = len(slot.tokens)
-            width = self._shapes.chunk(len(todo), job.length + self._shapes.margin - start)
-            tokens = todo[:width]
+            width = self._shapes.chunk(len(todo), start)
+            tokens = todo[: min(width, self._shapes.rest(start))]
             targets = job.request.prompt[start + 1 : start + 1 + len(tokens)]
             scores = job.scored is not None and start + len(tokens) >= job.scored
             chunk = Chunk(slot.index, start, tokens, width, job, targets if scores else ())
@@ -114,18 +114,6 @@ class Scheduler:
             for row, job in self.running.items()
             if job is not self._feeding and job.dispatched < job.max_tokens
         }
-
-    def lengths(self, count: int) -> list[int]:
-        """How much of each of the first ``count`` slots is or will be in use when the next step runs.
-
-        A slot's own list lags behind: what is in flight has not been read.
-        """
-        return [
-            len(job.request.prompt) - 1 + job.dispatched
-            if (job := self.running.get(slot.index)) is not None and job.dispatched
-            else len(slot.tokens)
-            for slot in self.table.slots[:count]
-        ]
 
     def remove(self, job: Job) -> None:
         """Take a job out, wherever it is; its slot is free at once."""

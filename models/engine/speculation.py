@@ -108,8 +108,10 @@ class Drafter:
         before = self._seconds.get((rows, width), seconds)
         self._seconds[rows, width] = min(seconds, 0.9 * before + 0.1 * seconds)
 
-    def best_width(self, rows: int, guesses: Sequence[Guess]) -> int:
-        """The width that yields most a second for running requests with these guesses, in a batch of ``rows`` rows.
+    def best_width(self, rows: int, guesses: Sequence[Guess], most: int = WIDTHS[-1]) -> int:
+        """The width, up to ``most``, that yields most a second for running requests with these guesses.
+
+        ``rows`` are those of the batch, idle ones too.
 
         A shape nobody has timed is taken to be cheap, so that it gets timed.
         """
@@ -121,7 +123,7 @@ class Drafter:
             price = timed[0] / timed[1] if timed[0] and timed[1] else _PRICES[width]
             return sum(self.expected(guess, width) for guess in guesses) / price
 
-        return max((1, *WIDTHS), key=pace)
+        return max((1, *(width for width in WIDTHS if width <= most)), key=pace)
 
 
 def cut(guesses: Mapping[int, Guess], width: int) -> dict[int, Guess]:

@@ -47,13 +47,13 @@ class Scored:
 
 
 def step_inputs(
-    jobs: Mapping[int, Job], lengths: Sequence[int], vocab_size: int, guesses: Mapping[int, Guess], width: int
+    jobs: Mapping[int, Job], count: int, vocab_size: int, guesses: Mapping[int, Guess], width: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any], np.ndarray | None]:
-    """What ``runner.decode`` and ``sampling.draw`` take, for as many rows as ``lengths``; some may be idle.
+    """What ``runner.decode`` and ``sampling.draw`` take, for ``count`` rows; idle ones have length -1.
 
     A step of width 1 computes one token a row; a wider one checks ``guesses`` too.
     """
-    rows = [jobs.get(row) for row in range(len(lengths))]
+    rows = [jobs.get(row) for row in range(count)]
     fresh = [job.request.prompt[-1] if job and not job.dispatched else -1 for job in rows]
     drafts = [guesses.get(row, Guess()).tokens for row in range(len(rows))]
     samplings = [job.request.sampling if job else None for job in rows]
@@ -75,6 +75,7 @@ def step_inputs(
                 seen[row] = _bits([*job.request.prompt, *job.tokens], vocab_size)
         rules["repeated"] = (seen, np.array([s.repetition_penalty for s in some], np.float32))
     padded = np.array([[*draft, *[-1] * (width - 1 - len(draft))] for draft in drafts], np.int32) if width > 1 else None
+    lengths = [job.position if job else -1 for job in rows]
     return np.array(fresh, np.int32), np.array(lengths, np.int32), rules, padded
 
 

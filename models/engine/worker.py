@@ -109,7 +109,8 @@ class Worker:
         guesses = {row: job.guess(self._drafter) for row, job in rows.items()}
         if self._flight is not None:
             guesses = {row: Guess(guess.tokens[1:], guess.source) for row, guess in guesses.items()}
-        width = self._drafter.best_width(self._batch(rows), list(guesses.values()))
+        most = min(self.shapes.rest(job.position) for job in rows.values())
+        width = self._drafter.best_width(self._batch(rows), list(guesses.values()), most)
         return width, cut(guesses, width)
 
     def _batch(self, rows: Mapping[int, Job]) -> int:
@@ -123,7 +124,6 @@ class Worker:
         self._shape = shape
 
     def _prefill(self, work: Sequence[Swap | Fork | Chunk]) -> None:
-        self._cache.reserve(max((job.length for job in self.scheduler.running.values()), default=0))
         for item in work:
             if isinstance(item, Chunk):
                 logprobs = self._run_chunk(item)
@@ -134,53 +134,61 @@ class Worker:
                 self._cache.move(item)
 
     def _run_chunk(self, chunk: Chunk) -> Array | None:
+        fresh, logprobs = self._compute(chunk)
+        self._cache.put_chunk(chunk.slot, chunk.start, fresh)
+        return logprobs
+
+    def _compute(self, chunk: Chunk) -> tuple[runner.Fresh, Array | None]:
         lora = self.adapters.of([chunk.job.adapter])
         targets = pad_to(chunk.targets, chunk.width) if chunk.targets else None
         prefix = self._cache.prefix(chunk.slot, chunk.start)
-        fresh, logprobs = runner.prefill(
-            self.config, self.params, prefix, pad_to(chunk.tokens, chunk.width), np.int32(chunk.start), targets, lora
-        )
-        self._cache.put_chunk(chunk.slot, chunk.start, fresh)
-        return logprobs
+        where = (prefix, pad_to(chunk.tokens, chunk.width), np.int32(chunk.start))
+        ends = self.shapes.ends[: len(prefix)]
+        return runner.prefill(self.config, self.params, *where, targets, lora, ends=ends)
 
     def _dispatch(self, jobs: dict[int, Job], guesses: Mapping[int, Guess], width: int) -> Flight | None:
         if not jobs:
             return None
-        lengths = self.scheduler.lengths(self._batch(jobs))
-        drawn = self._run_step(jobs, lengths, guesses, width)
+        drawn = self._run_step(jobs, self._batch(jobs), guesses, width, max(job.position for job in jobs.values()))
         for job in jobs.values():
             job.dispatched += 1
         self.steps += 1
         self.rows_run += len(jobs)
         return Flight(jobs, drawn, guesses)
 
-    def _run_step(self, jobs: Mapping[int, Job], lengths: list[int], guesses: Mapping[int, Guess], width: int) -> Drawn:
-        lora = self.adapters.of([job.adapter if (job := jobs.get(row)) else None for row in range(len(lengths))])
-        fed, starts, rules, drafts = step_inputs(jobs, lengths, self.config.vocab_size, guesses, width)
-        groups = self._cache.groups(len(lengths))
-        fresh, logits = runner.decode(self.config, self.params, groups, self._newest, fed, starts, drafts, lora)
+    def _run_step(
+        self, jobs: Mapping[int, Job], rows: int, guesses: Mapping[int, Guess], width: int, longest: int
+    ) -> Drawn:
+        lora = self.adapters.of([job.adapter if (job := jobs.get(row)) else None for row in range(rows)])
+        fed, starts, rules, drafts = step_inputs(jobs, rows, self.config.vocab_size, guesses, width)
+        groups = self._cache.groups(rows, longest)
+        ends = self.shapes.ends[: len(groups[0])]
+        lengths = np.maximum(starts, 0)
+        fresh, logits = runner.decode(
+            self.config, self.params, groups, self._newest, fed, lengths, drafts, lora, ends=ends
+        )
         del groups  # put writes in place only what nobody else holds
         self._cache.put_step(fresh, starts)
         self._newest, drawn = draw(logits, self._newest, rules, drafts)
         return drawn
 
     def warm(self) -> None:
-        """Run every program once over an empty cache of full length; nobody may be running."""
+        """Run every program once over an empty cache; nobody may be running."""
         self.scheduler.table.forget()
-        self._cache.reserve(self.shapes.max_context)
-        job, firsts = Job(Request(prompt=(0,)), 1, None), [group.start for group in self.shapes.groups]
-        for width, start in product(self.shapes.chunks, self.shapes.prefixes):
-            for targets in ((), (0,)):
-                self._run_chunk(Chunk(0, start, (), width, job, targets))
-        for slot, width in product(firsts, self.shapes.chunks):
-            self._run_chunk(Chunk(slot, 0, (), width, job))
-        for slot, length in product(firsts, self.shapes.prefixes):
-            self._cache.move(Fork(slot, slot, length))
+        job, slots = Job(Request(prompt=(0,)), 1, None), [group.start for group in self.shapes.groups]
+        for width in self.shapes.chunks:
+            for start, targets in product([0, *self.shapes.ends], ((), (0,))):
+                fresh, _ = self._compute(Chunk(0, start, (), width, job, targets))
+            fitting = [part for part in self.shapes.segments if width <= len(part) + self.shapes.margin]
+            for slot, segment in product(slots, fitting):
+                self._cache.put_chunk(slot, segment.start, fresh)
+        for slot in slots:
+            self._cache.move(Fork(slot, slot, self.shapes.max_context))
             self._cache.clear(slot)
         for rows in self.shapes.row_buckets:
-            for width, sampling in product(self.shapes.widths(rows), SAMPLINGS):
-                job = Job(Request(prompt=(0,), sampling=sampling), 1, None)
-                self._run_step({0: job}, [0] * rows, {}, width)
+            for width, segment, sampling in product(self.shapes.widths(rows), self.shapes.segments, SAMPLINGS):
+                job = Job(Request(prompt=(0,), sampling=sampling), 1, None, dispatched=segment.start)
+                self._run_step(dict.fromkeys(range(rows), job), rows, {}, width, segment.stop)
         self._cache.wait()
 
     def _collect(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from restill.models.checkpoint.load import Checkpoint, load_decoder
+from restill.models.engine import shapes
 from restill.models.engine.request import Request, Sampling
 from restill.models.errors import RestillError
 
@@ -50,3 +51,11 @@ def random_request() -> Callable[..., Request]:
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def short_segments() -> Iterator[None]:
+    """So that short requests cross from one segment of the cache into the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "_ENDS", (24, 40, 256))
+        yield

@@ -9,9 +9,8 @@ import pytest
 
 from restill.models.config import DecoderConfig
 from restill.models.decoder import forward, init_params, param_shapes
-from restill.models.engine import runner
+from restill.models.engine import runner, shapes
 from restill.models.engine.cache import KVCache
-from restill.models.engine.shapes import Shapes, pad_to
 from restill.models.engine.slots import Fork, Swap
 from restill.models.errors import RestillError
 from restill.models.lora import find_adapter, init_lora, load_peft, merge, save_peft
@@ -28,20 +27,27 @@ def params() -> dict[str, jax.Array]:
     return init_params(TINY, jax.random.key(0), scale=0.3)
 
 
-def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(params: dict[str, jax.Array]) -> None:
+def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(
+    params: dict[str, jax.Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = np.asarray(jax.random.randint(jax.random.key(1), (40,), 0, TINY.vocab_size))
     reference = np.asarray(jax.nn.log_softmax(run(TINY, params, jnp.asarray(tokens[None])))[0])
-    cache, slot = KVCache(TINY, Shapes(6, 100), jnp.float32), 2  # in the second group
-    cache.reserve(60)
-    for start in (0, 16):  # the second chunk is padded: 16 wide, 5 tokens used
-        chunk = pad_to(tokens[start : min(start + 16, 21)], 16)
-        cache.put_chunk(slot, start, runner.prefill(TINY, params, cache.prefix(slot, start), chunk, np.int32(start))[0])
+    monkeypatch.setattr(shapes, "_ENDS", (18, 30))
+    grid, slot = shapes.Shapes(6, 100), 2  # in the second group
+    cache = KVCache(TINY, grid, jnp.float32)
+    for start, end in ((0, 10), (10, 18), (18, 21)):  # padded to 16, the second across the end of a segment
+        chunk, prefix = shapes.pad_to(tokens[start:end], 16), cache.prefix(slot, start)
+        fresh, _ = runner.prefill(TINY, params, prefix, chunk, np.int32(start), ends=grid.ends[: len(prefix)])
+        cache.put_chunk(slot, start, fresh)
     cache.move(Swap(slot, 5, 21))
     cache.move(Fork(5, slot, 21))
     for position in range(21, 39):
-        fed, lengths = np.zeros(6, np.int32), np.zeros(6, np.int32)
+        fed, lengths = np.zeros(6, np.int32), np.full(6, -1, np.int32)
         fed[slot], lengths[slot] = tokens[position], position
-        fresh, logits = runner.decode(TINY, params, cache.groups(6), jnp.zeros(6, jnp.int32), fed, lengths)
+        groups = cache.groups(6, position)
+        fresh, logits = runner.decode(
+            TINY, params, groups, jnp.zeros(6, jnp.int32), fed, lengths, ends=grid.ends[: len(groups[0])]
+        )
         cache.put_step(fresh, lengths)
         np.testing.assert_allclose(jax.nn.log_softmax(logits[slot, 0]), reference[position], atol=1e-4)
 

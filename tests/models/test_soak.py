@@ -42,7 +42,7 @@ def with_adapters(engine: Engine) -> Engine:
 def engine(
     tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer
 ) -> Iterator[Engine]:
-    engine = with_adapters(Engine(tiny_config, tiny_params, tiny_tokenizer, slots=8, max_context=1600))
+    engine = with_adapters(Engine(tiny_config, tiny_params, tiny_tokenizer, slots=5, max_context=700))
     yield engine
     engine.close()
 
@@ -84,7 +84,7 @@ def drained(engine: Engine) -> None:
 def test_after_warmup_nothing_is_compiled_by_500_random_requests(engine: Engine, random_request: Make) -> None:
     engine.warmup()
     before, rng = engine.compilations, random.Random(0)
-    flood(engine, [random_request(rng, 1400, ADAPTERS) for _ in range(500)], rng)
+    flood(engine, [random_request(rng, 600, ADAPTERS) for _ in range(500)], rng)
     assert engine.compilations == before
     drained(engine)
 

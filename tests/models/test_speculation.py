@@ -15,6 +15,8 @@ from restill.models.engine.request import Request, Sampling
 from restill.models.engine.speculation import MOST_ROWS, WIDTHS, Drafter, Guess, Lookup, cut
 from restill.models.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("short_segments")
+
 
 @pytest.fixture(scope="module")
 def engines(
@@ -25,8 +27,8 @@ def engines(
         for speculate in (False, True)
     ]
     # Not what pays but whatever there is: the widest step that has a guess for every place.
-    both[1]._worker._drafter.best_width = lambda rows, guesses: max(  # type: ignore[method-assign]
-        (w for w in (1, *WIDTHS) if any(len(g.tokens) >= w - 1 for g in guesses)), default=1
+    both[1]._worker._drafter.best_width = lambda rows, guesses, most: max(  # type: ignore[method-assign]
+        (w for w in (1, *WIDTHS) if w <= most and any(len(g.tokens) >= w - 1 for g in guesses)), default=1
     )
     yield both[0], both[1]
     for engine in both:
