@@ -108,7 +108,7 @@ class Decoder(nnx.Module):
         """Next-token logits ``[..., vocab]`` in f32 of normed hidden states ``[..., hidden]``."""
         if self.head is not None:
             kernel, scale = self.head
-            return int8_matmul(hidden, kernel[...], scale[...], two_terms="head" in TWO_TERMS, transposed=True)
+            return int8_matmul(hidden, kernel[...], scale[...], two_terms="head" in TWO_TERMS)
         if self.lm_head is not None:
             return jnp.matmul(hidden, self.lm_head[...], preferred_element_type=jnp.float32)
         return jnp.einsum("...d,vd->...v", hidden, self.embed[...], preferred_element_type=jnp.float32)
@@ -122,7 +122,8 @@ def fuse(config: DecoderConfig, params: Params) -> dict[str, Array]:
             for suffix in ("", ".scale"):
                 parts = [out.pop(key) for name in names if (key := f"layers.{i}.{name}{suffix}") in out]
                 if parts:
-                    out[f"layers.{i}.{fused}{suffix}"] = jnp.concatenate(parts, axis=-1)
+                    axis = 0 if parts[0].dtype == jnp.int8 else -1
+                    out[f"layers.{i}.{fused}{suffix}"] = jnp.concatenate(parts, axis)
     return out
 
 

@@ -2,6 +2,7 @@
 
 Where 8 bits of the activations are not enough they are written as a sum of two int8 rows, which is as good as 16 bits.
 On XLA:CPU int8 x int8 is the fastest product there is, but only with at least two rows; a single row gets a second.
+Kernels are ``[out, in]``: for few rows that takes a sixth less time than ``[in, out]`` (f32 is the other way round).
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ def rows_to_int8(x: Array) -> tuple[Array, Array]:
     return jnp.round(x / scale).astype(jnp.int8), scale
 
 
-def int8_matmul(x: Array, kernel: Array, scale: Array, *, two_terms: bool = False, transposed: bool = False) -> Array:
-    """``x [..., K] @ (kernel * scale)`` with int8 ``kernel [K, N]`` (``[N, K]`` if transposed), ``scale [N]``; f32.
+def int8_matmul(x: Array, kernel: Array, scale: Array, *, two_terms: bool = False) -> Array:
+    """``x [..., K] @ (kernel * scale).T`` with int8 ``kernel [N, K]``, ``scale [N]``; f32.
 
     With f32 ``x``, every row's result depends on that row alone, bit for bit. With bf16 ``x`` (accelerators) only
     the weights are int8, and the product is bf16's own.
     """
     if x.dtype == jnp.bfloat16:
-        wide = jnp.matmul(x, (kernel.T if transposed else kernel).astype(x.dtype), preferred_element_type=jnp.float32)
+        wide = jnp.matmul(x, kernel.T.astype(x.dtype), preferred_element_type=jnp.float32)
         return wide * scale
     flat = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     count = flat.shape[0]
@@ -40,7 +41,6 @@ def int8_matmul(x: Array, kernel: Array, scale: Array, *, two_terms: bool = Fals
     rows = jnp.concatenate([term for term, _ in terms])
     if rows.shape[0] == 1:
         rows = jnp.concatenate([rows, rows])
-    dims = (((1,), (1 if transposed else 0,)), ((), ()))
-    sums = lax.dot_general(rows, kernel, dims, preferred_element_type=jnp.int32).astype(jnp.float32)
+    sums = lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32).astype(jnp.float32)
     y = sum(sums[i * count : (i + 1) * count] * size for i, (_, size) in enumerate(terms)) * scale
     return y.reshape(*x.shape[:-1], -1)

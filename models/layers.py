@@ -18,7 +18,7 @@ class Linear(nnx.Module):
     """``x @ kernel`` plus, where the layer carries LoRA leaves, ``scale * (x @ a) @ b``.
 
     Args:
-        kernel: ``[in, out]``; int8 with ``channels [out]`` f32, its scales (``int8.int8_matmul``).
+        kernel: ``[in, out]``; or int8 ``[out, in]`` with ``channels [out]`` f32, its scales (``int8.int8_matmul``).
         two_terms: of an int8 kernel: write the input as two int8 rows.
         lora: ``(a [in, rank], b [rank, out])`` or None (Hu et al. 2106.09685, section 4.1).
         scale: ``alpha / rank``, or ``[B, n]`` where the leaves hold n adapters side by side: what of each a row takes.

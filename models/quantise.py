@@ -33,7 +33,7 @@ CALIBRATION = (
 
 
 def quantise(config: DecoderConfig, params: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Array]:
-    """The W8A8 form of f32 parameters: int8 kernels with ``.scale`` leaves, an int8 ``head``, the rest f32.
+    """The W8A8 form of f32 parameters: int8 kernels ``[out, in]`` with ``.scale`` leaves and ``head``, the rest f32.
 
     Args:
         params: canonical f32 leaves.
@@ -46,17 +46,17 @@ def quantise(config: DecoderConfig, params: Mapping[str, Any], tokens: Sequence[
     out: dict[str, Array] = {}
     for name, leaf in tree.items():
         if name.rpartition(".")[2] in MATMULS:
-            out[name], out[f"{name}.scale"] = _channels_to_int8(leaf, axis=0)
+            out[name], out[f"{name}.scale"] = _channels_to_int8(leaf.T)
         elif name != "lm_head":
             out[name] = jnp.asarray(leaf)
-    head = tree["embed"] if config.tie_embeddings else np.ascontiguousarray(tree["lm_head"].T)
-    out["head"], out["head.scale"] = _channels_to_int8(head, axis=1)
+    out["head"], out["head.scale"] = _channels_to_int8(tree["embed"] if config.tie_embeddings else tree["lm_head"].T)
     return out
 
 
-def _channels_to_int8(kernel: np.ndarray, axis: int) -> tuple[Array, Array]:
-    scale = np.maximum(np.abs(kernel).max(axis=axis, keepdims=True), 1e-30) / 127
-    return jnp.asarray(np.rint(kernel / scale).astype(np.int8)), jnp.asarray(scale.squeeze(axis).astype(np.float32))
+def _channels_to_int8(kernel: np.ndarray) -> tuple[Array, Array]:
+    """``[out, in]`` as int8 and the scales ``[out]``."""
+    scale = np.maximum(np.abs(kernel).max(axis=1), 1e-30) / 127
+    return jnp.asarray(np.rint(kernel / scale[:, None]).astype(np.int8)), jnp.asarray(scale.astype(np.float32))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -24,8 +24,8 @@ from .sampling import draw
 
 Cache = tuple[tuple[Array, Array], ...]
 """Per layer ``(k, v)``: those of a group of rows, or of one row (a prefix)."""
-Fresh = list[tuple[Array, Array]]
-"""Per layer new keys and values, ``[B, T, KV, head_dim]`` each."""
+Fresh = tuple[Array, Array]
+"""New keys and values of all layers, ``[layers, B, T, KV, head_dim]`` each."""
 Lora = tuple[Params, Array]
 """Stacked adapter leaves and what each row takes of them (``adapters.Adapters``)."""
 
@@ -88,9 +88,9 @@ def prefill(
     """Keys and values of ``tokens [C]`` after ``start`` tokens of ``prefix``, one row by segments.
 
     Returns:
-        ``Fresh [1, C]``, and raw log-probabilities f32 ``[C]`` of ``targets [C]``, the token after each of ``tokens``.
+        ``Fresh`` (B = 1, T = C), and raw log-probabilities f32 ``[C]`` of ``targets [C]``, which follow ``tokens``.
     """
-    model, fresh = _model(config, params, lora), Fresh()
+    model, fresh = _model(config, params, lora), list[tuple[Array, Array]]()
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         fresh.append((k, v))
@@ -98,9 +98,9 @@ def prefill(
 
     hidden = model(tokens[None], (start + jnp.arange(tokens.shape[0]))[None], attend)
     if targets is None:
-        return fresh, None
+        return _stack(fresh), None
     logprobs = jax.nn.log_softmax(model.logits(hidden[0]), axis=-1)
-    return fresh, jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
+    return _stack(fresh), jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="ends")
@@ -126,13 +126,13 @@ def decode(
         drafts: ``[B, T - 1]`` guesses of what comes next, -1 for none.
 
     Returns:
-        for each group ``Fresh [rows, T]``, to be ``put`` at ``lengths``, and logits f32 ``[B, T, V]``.
+        for each group ``Fresh``, to be ``put`` at ``lengths``, and logits f32 ``[B, T, V]``.
     """
     batch = fed.shape[0]
     tokens = jnp.where(fed >= 0, fed, newest[:batch])[:, None]
     if drafts is not None:
         tokens = jnp.concatenate([tokens, jnp.maximum(drafts, 0)], axis=1)
-    fresh = [Fresh() for _ in groups]
+    fresh = [list[tuple[Array, Array]]() for _ in groups]
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         out, row = list[Array](), 0
@@ -145,17 +145,21 @@ def decode(
 
     model = _model(config, params, lora)
     hidden = model(tokens, lengths[:, None] + jnp.arange(tokens.shape[1], dtype=lengths.dtype), attend)
-    return fresh, model.logits(hidden)
+    return [_stack(written) for written in fresh], model.logits(hidden)
+
+
+def _stack(fresh: Sequence[tuple[Array, Array]]) -> Fresh:
+    return jnp.stack([k for k, _ in fresh]), jnp.stack([v for _, v in fresh])
 
 
 @partial(jax.jit, donate_argnums=0)
 def put(cache: Cache, fresh: Fresh, rows: Array, starts: Array) -> Cache:
-    """Write ``fresh [B, T]`` into ``rows [B]`` at ``starts [B]``, in place.
+    """Write ``fresh`` into ``rows [B]`` at ``starts [B]``, in place.
 
     What is padding, or an idle row's, lands where nothing looks. The caller keeps ``starts + T`` within the cache.
     """
     updated: list[tuple[Array, Array]] = []
-    for (keys, values), (k, v) in zip(cache, fresh, strict=True):
+    for (keys, values), k, v in zip(cache, *fresh, strict=True):
         for i in range(k.shape[0]):
             keys = lax.dynamic_update_slice(keys, k[i].transpose(1, 2, 0)[None], (rows[i], 0, 0, starts[i]))
             values = lax.dynamic_update_slice(values, v[i].transpose(1, 0, 2)[None], (rows[i], 0, starts[i], 0))

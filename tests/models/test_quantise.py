@@ -30,22 +30,21 @@ def params() -> dict[str, jax.Array]:
     return init_params(CONFIG, jax.random.key(0), scale=0.3)
 
 
-@given(rows=st.integers(1, 9), transposed=st.booleans(), seed=st.integers(0, 99))
+@given(rows=st.integers(1, 9), seed=st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_the_product_is_the_exact_integer_product_times_both_scales(rows: int, transposed: bool, seed: int) -> None:
+def test_the_product_is_the_exact_integer_product_times_both_scales(rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, 40)).astype(np.float32)
-    kernel, scale = rng.integers(-127, 128, (40, 24), dtype=np.int8), rng.uniform(0.1, 1, 24).astype(np.float32)
+    kernel, scale = rng.integers(-127, 128, (24, 40), dtype=np.int8), rng.uniform(0.1, 1, 24).astype(np.float32)
     integers, size = (np.asarray(part) for part in rows_to_int8(jnp.asarray(x)))
-    exact = (integers.astype(np.int64) @ kernel.astype(np.int64)).astype(np.float32) * size * scale
-    given = kernel.T if transposed else kernel
-    y = int8_matmul(jnp.asarray(x), jnp.asarray(given), jnp.asarray(scale), transposed=transposed)
+    exact = (integers.astype(np.int64) @ kernel.T.astype(np.int64)).astype(np.float32) * size * scale
+    y = int8_matmul(jnp.asarray(x), jnp.asarray(kernel), jnp.asarray(scale))
     np.testing.assert_array_equal(np.asarray(y), exact)
 
 
 def test_a_row_alone_gives_the_bits_it_gives_in_a_batch() -> None:
     x = jax.random.normal(jax.random.key(1), (7, 40))
-    kernel, scale = jax.random.randint(jax.random.key(2), (40, 24), -127, 128, jnp.int8), jnp.ones(24)
+    kernel, scale = jax.random.randint(jax.random.key(2), (24, 40), -127, 128, jnp.int8), jnp.ones(24)
     for two_terms in (False, True):
         batch = int8_matmul(x, kernel, scale, two_terms=two_terms)
         alone = [int8_matmul(row[None], kernel, scale, two_terms=two_terms)[0] for row in x]
@@ -54,8 +53,8 @@ def test_a_row_alone_gives_the_bits_it_gives_in_a_batch() -> None:
 
 def test_two_terms_keep_sixteen_bits_of_the_input() -> None:
     x = jax.random.normal(jax.random.key(1), (7, 40))
-    kernel, scale = jax.random.randint(jax.random.key(2), (40, 24), -127, 128, jnp.int8), jnp.ones(24)
-    exact = x @ kernel.astype(jnp.float32)
+    kernel, scale = jax.random.randint(jax.random.key(2), (24, 40), -127, 128, jnp.int8), jnp.ones(24)
+    exact = x @ kernel.T.astype(jnp.float32)
     one, two = (float(jnp.abs(int8_matmul(x, kernel, scale, two_terms=terms) - exact).max()) for terms in (False, True))
     assert two < one / 100
 
