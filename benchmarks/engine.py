@@ -35,6 +35,8 @@ REPLAY = HERE / "replay.jsonl"
 MODEL = "smollm2-135m"
 ADAPTER = HERE.parent / "adapters" / "starter"
 VOCAB = 49_000
+GRAMMAR = 'start: "Thought: " /[^\n]{600,}/ "\nAction: " /[a-z]+/'
+"""Leaves the model free for as long as is measured, but not to write what it likes."""
 
 
 class Served:
@@ -99,10 +101,11 @@ def measure(systems: dict[str, Served], transcripts: list[Any], rounds: int, qui
     def prompt(length: int) -> list[int]:
         return [rng.randrange(100, VOCAB) for _ in range(length)]
 
-    steps, batches, lengths = (8, (1, 8), (256,)) if quick else (48, (1, 8, 32), (256, 1024))
-    for turn in range(rounds + 1):  # the first warms up
+    for turn in range(rounds + 1):
+        small = quick or turn == 0  # the first warms up
+        steps, batches, lengths = (8, (1, 8), (256,)) if small else (48, (1, 8, 32), (256, 1024))
         for name, system in systems.items():
-            slow = name.startswith("transformers")
+            ours, slow = name.startswith("restill"), name.startswith("transformers")
             new = {}
             for length in lengths:
                 seconds = system.ask("prefill", prompt=prompt(length))["seconds"]
@@ -111,8 +114,12 @@ def measure(systems: dict[str, Served], transcripts: list[Any], rounds: int, qui
             for batch in batches:
                 seconds = system.ask("decode", prompts=[prompt(64) for _ in range(batch)], count=steps)["seconds"]
                 new[f"decode {batch}, tok/s"] = batch * steps / seconds
+                if ours:
+                    prompts = [prompt(64) for _ in range(batch)]
+                    seconds = system.ask("decode", prompts=prompts, count=steps, grammar=GRAMMAR)["seconds"]
+                    new[f"decode {batch} with a grammar, tok/s"] = batch * steps / seconds
             for together in (1, 8):
-                some = transcripts[: 8 if slow or quick else None]
+                some = transcripts[: 4 if slow else 8 if small else None]
                 for label, options in replays(name):
                     answer = system.ask("replay", transcripts=some, together=together, **options)
                     new[f"replay {together}{label}, questions/min"] = 60 * len(some) / answer["seconds"]

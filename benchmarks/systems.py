@@ -64,19 +64,21 @@ class Ours:
         if warm:
             self.engine.warmup()
 
-    def _request(self, prompt: Tokens, count: int) -> Any:
+    def _request(self, prompt: Tokens, count: int, grammar: str | None = None) -> Any:
         from restill.models.engine.request import Request, Sampling
 
-        return Request(prompt=tuple(prompt), sampling=Sampling(max_tokens=count, ignore_eos=True))
+        sampling = Sampling(max_tokens=count, ignore_eos=True)
+        return Request(prompt=tuple(prompt), sampling=sampling, grammar=grammar)
 
     def prefill(self, prompt: Tokens) -> None:
         self.engine.generate([self._request(prompt, 1)])
 
-    def decode(self, prompts: Sequence[Tokens], count: int) -> float:
+    def decode(self, prompts: Sequence[Tokens], count: int, grammar: str | None = None) -> float:
         self.engine.speculate = False
-        self.engine.generate([self._request(p, 1) for p in prompts])  # now only the last token is to be fed
+        self.engine.generate([self._request(p, 1, grammar) for p in prompts])  # now only the last token is to be fed
         began = time.perf_counter()
-        self.engine.generate([self._request(p, count) for p in prompts])
+        done = self.engine.generate([self._request(p, count, grammar) for p in prompts])
+        assert all(len(c.tokens) == count for c in done)
         return time.perf_counter() - began
 
     def replay(self, transcripts: Sequence[Transcript], together: int, *, speculate: bool = True) -> dict[str, float]:
