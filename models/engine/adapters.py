@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, product
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,6 +60,8 @@ class Adapters:
             fits = kernel.rpartition(".")[2] in MATMULS and shapes.get(kernel, (0, 0))["ab".index(side)]
             if not fits or leaf.shape["ab".index(side)] != fits:
                 raise RestillError(f"adapter {name!r} does not fit this model: {key} is {tuple(leaf.shape)}")
+            if (twin := f"{kernel}.{'b' if side == 'a' else 'a'}") not in leaves:
+                raise RestillError(f"adapter {name!r} is incomplete: it has {key} but no {twin}")
         rank = next(leaf.shape[1] for key, leaf in leaves.items() if key.endswith(".a"))
         taken = {loaded.place for loaded in self._loaded.values()}
         place = next(i for i in range(len(taken) + 1) if i not in taken)
@@ -108,21 +111,17 @@ class Adapters:
         )
         rank = -(-widest // _RANK) * _RANK
         shapes, stacked = param_shapes(self._config), {}
-        for i in range(self._config.num_layers):
-            for fused, parts in [*FUSED.items(), ("o", ("o",)), ("down", ("down",))]:
-                sizes = [shapes[f"layers.{i}.{part}"] for part in parts]
-                a = np.zeros((sizes[0][0], room, len(parts), rank), np.float32)
-                b = np.zeros((room, len(parts), rank, sum(out for _, out in sizes)), np.float32)
-                for loaded in self._loaded.values():
-                    start = 0
-                    for n, (part, (_, out)) in enumerate(zip(parts, sizes, strict=True)):
-                        left = loaded.leaves.get(f"layers.{i}.{part}.a")
-                        if left is not None:
-                            a[:, loaded.place, n, : left.shape[1]] = left
-                            b[loaded.place, n, : left.shape[1], start : start + out] = loaded.leaves[
-                                f"layers.{i}.{part}.b"
-                            ]
-                        start += out
-                stacked[f"layers.{i}.{fused}.a"] = jnp.asarray(a.reshape(a.shape[0], -1), self._dtype)
-                stacked[f"layers.{i}.{fused}.b"] = jnp.asarray(b.reshape(-1, b.shape[-1]), self._dtype)
+        kernels = [*FUSED.items(), ("o", ("o",)), ("down", ("down",))]
+        for i, (fused, parts) in product(range(self._config.num_layers), kernels):
+            names = [f"layers.{i}.{part}" for part in parts]
+            starts = list(accumulate((shapes[name][1] for name in names), initial=0))
+            a = np.zeros((shapes[names[0]][0], room, len(parts), rank), np.float32)
+            b = np.zeros((room, len(parts), rank, starts[-1]), np.float32)
+            for loaded, (n, name) in product(self._loaded.values(), enumerate(names)):
+                left, right = (loaded.leaves.get(f"{name}.{side}") for side in "ab")
+                if left is not None and right is not None:
+                    a[:, loaded.place, n, : left.shape[1]] = left
+                    b[loaded.place, n, : left.shape[1], starts[n] : starts[n + 1]] = right
+            stacked[f"layers.{i}.{fused}.a"] = jnp.asarray(a.reshape(a.shape[0], -1), self._dtype)
+            stacked[f"layers.{i}.{fused}.b"] = jnp.asarray(b.reshape(-1, b.shape[-1]), self._dtype)
         self._stacked = stacked, room

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from ..config import DecoderConfig
 from . import runner
@@ -38,18 +39,23 @@ class KVCache:
         segments, groups = range(max(1, self._shapes.parts(longest))), enumerate(self._shapes.groups)
         return tuple(tuple(self._part(i, j) for j in segments) for i, group in groups if group.start < rows)
 
-    def prefix(self, slot: int, length: int) -> tuple[Cache, ...]:
-        """The first ``length`` tokens of one slot, by segments."""
+    def prefix(self, slot: int, length: int) -> list[list[tuple[Array, Array]]]:
+        """The first ``length`` tokens of one slot: of each layer, its segments."""
         group, row = self._shapes.row(slot)
-        return tuple(runner.take(self._part(group, j), np.int32(row)) for j in range(self._shapes.parts(length)))
+        where = np.int32(row)
+        parts = [self._part(group, j) for j in range(self._shapes.parts(length))]
+        return [[runner.take(part[i], where) for part in parts] for i in range(self._config.num_layers)]
 
-    def put_chunk(self, slot: int, start: int, fresh: Fresh) -> None:
-        """Write a chunk of a prompt."""
+    def put_chunk(self, slot: int, start: int, fresh: Sequence[tuple[Array, Array]]) -> None:
+        """Write a chunk of a prompt: ``k, v [1, C, KV, head_dim]`` of each layer."""
         group, row = self._shapes.row(slot)
         segment = self._shapes.parts(start + 1) - 1
         local = start - self._shapes.segments[segment].start
         where = (np.array([row], np.int32), np.array([local], np.int32))
-        self._grid[group, segment] = runner.put(self._part(group, segment), fresh, *where)
+        part = self._part(group, segment)
+        self._grid[group, segment] = tuple(
+            runner.put(layer, *new, *where) for layer, new in zip(part, fresh, strict=True)
+        )
 
     def put_step(self, fresh: Sequence[Fresh], starts: np.ndarray) -> None:
         """Write what a step over the first slots has computed.
@@ -64,22 +70,26 @@ class KVCache:
             if here.any():  # the others write into the margin
                 local = np.where(here, own - tokens.start, len(tokens)).astype(np.int32)
                 rows = np.arange(len(slots), dtype=np.int32)
-                self._grid[i, j] = runner.put(self._part(i, j), part, rows, local)
+                self._grid[i, j] = runner.put_all(self._part(i, j), part, rows, local)
 
     def move(self, what: Fork | Swap) -> None:
         """Copy or exchange the first tokens of two slots."""
         pairs = [(what.source, what.target)] if isinstance(what, Fork) else [(what.a, what.b), (what.b, what.a)]
         taken = [self.prefix(source, what.length) for source, _ in pairs]
-        for parts, (_, target) in zip(taken, pairs, strict=True):
+        for layers, (_, target) in zip(taken, pairs, strict=True):
             group, row = self._shapes.row(target)
-            for j, part in enumerate(parts):
-                self._grid[group, j] = runner.give(self._part(group, j), part, np.int32(row))
+            where = np.int32(row)
+            for j in range(self._shapes.parts(what.length)):
+                part = self._part(group, j)
+                self._grid[group, j] = tuple(
+                    runner.give(layer, new[j], where) for layer, new in zip(part, layers, strict=True)
+                )
 
     def clear(self, slot: int) -> None:
         """Zeros in a slot."""
         group, row = self._shapes.row(slot)
         for where in [where for where in self._grid if where[0] == group]:
-            self._grid[where] = runner.clear(self._grid[where], np.int32(row))
+            self._grid[where] = tuple(runner.clear(layer, np.int32(row)) for layer in self._grid[where])
 
     def wait(self) -> None:
         """Until all that was asked is done."""

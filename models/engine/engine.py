@@ -20,9 +20,11 @@ from ..config import DecoderConfig
 from ..errors import RestillError
 from ..tokenizer import Tokenizer
 from . import runner
+from .adapters import Adapters
 from .grammar import GrammarCompiler
 from .job import Job
-from .precision import Precision, resolve, serving_params
+from .model import CachedModel
+from .precision import Precision, dtype_of, resolve, serving_params
 from .request import Completion, Request, Sampling
 from .shapes import Shapes
 from .worker import Worker
@@ -35,6 +37,7 @@ class Engine:
         params: canonical flat parameters (``decoder.param_shapes``).
         slots: sequences decoded together. max_context: most tokens of prompt and output together.
         speculate: guess tokens that were seen before and check several a step where that pays; changes no result.
+        draft: a smaller model with the same tokenizer, ``(config, params)``, that guesses too; changes no result.
         deterministic: a request's tokens and log-probabilities are the same bits whatever else runs, waits or is
             cached (of one machine, model and set of loaded adapters). Slower: see docs/benchmarks.md.
     """
@@ -49,6 +52,7 @@ class Engine:
         max_context: int = 2048,
         precision: Precision = "auto",
         speculate: bool = True,
+        draft: tuple[DecoderConfig, Mapping[str, Any]] | None = None,
         deterministic: bool = False,
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
@@ -58,7 +62,18 @@ class Engine:
         self._grammars = GrammarCompiler(tokenizer, config.vocab_size)
         self._wake = threading.Condition()
         self._shapes = Shapes(slots, self.max_context, deterministic)
-        self._worker = Worker(config, self.params, tokenizer, self.precision, self._shapes, self._wake, speculate)
+        if draft and draft[0].vocab_size != config.vocab_size:
+            raise RestillError(
+                f"the draft model has {draft[0].vocab_size} tokens, the model {config.vocab_size}; "
+                "choose one that shares the model's tokenizer"
+            )
+        dtype = dtype_of(self.precision)
+        small = None
+        if draft:
+            small = CachedModel(draft[0], serving_params(*draft, tokenizer, self.precision), self._shapes, dtype)
+        model = CachedModel(config, self.params, self._shapes, dtype)
+        adapters = Adapters(config, dtype)
+        self._worker = Worker(model, small, tokenizer, adapters, self._shapes, self._wake, speculate)
         self._thread: threading.Thread | None = None
 
     # -- asking ---------------------------------------------------------------------------------------------

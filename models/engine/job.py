@@ -48,18 +48,29 @@ class Job:
     _text: str = ""
     _sent: int = 0
 
+    @property
+    def ahead(self) -> int:
+        """How many tokens beyond the next may be guessed."""
+        if self.request.sampling.repetition_penalty != 1:
+            return 0
+        return max(0, min(WIDTHS[-1] - 1, self.max_tokens - len(self.tokens) - 1))
+
     def guess(self, drafter: Drafter) -> Guess:
         """What may come next, for a step that checks it: forced by the grammar, or seen before."""
-        most = min(WIDTHS[-1] - 1, self.max_tokens - len(self.tokens) - 1)
-        if self.request.sampling.repetition_penalty != 1 or most < 1:
+        if not self.ahead:
             return Guess()
         self.lookup.extend(self.request.prompt[len(self.lookup.tokens) :])
         self.lookup.extend(self.tokens[len(self.lookup.tokens) - len(self.request.prompt) :])
-        if self.matcher is None:
-            return drafter.guess(self.lookup, most)
-        forced = self.matcher.compute_ff_tokens()[:most]
-        guess = Guess(forced, ("forced", 0)) if forced else drafter.guess(self.lookup, most)
-        return Guess(guess.tokens[: self.matcher.validate_tokens(list(guess.tokens))], guess.source)
+        if self.matcher is not None and (forced := self.matcher.compute_ff_tokens()):
+            return self.allowed(Guess(forced, ("forced", 0)))
+        return self.allowed(drafter.guess(self.lookup, self.ahead))
+
+    def allowed(self, guess: Guess) -> Guess:
+        """As much of a guess as may be checked."""
+        tokens = list(guess.tokens[: self.ahead])
+        if self.matcher is not None:
+            tokens = tokens[: self.matcher.validate_tokens(tokens)]
+        return Guess(tokens, guess.source)
 
     @property
     def waits(self) -> bool:

@@ -4,29 +4,33 @@ The cache of a layer is ``k [rows, KV, head_dim, context]`` and ``v [rows, KV, c
 XLA:CPU run decode attention as plain dots (measured 0.5 ms a layer at 16 rows x 512 tokens; ``[rows, context, KV,
 head_dim]`` takes 20). A cache is such arrays for some rows and some tokens (``shapes``); those of one program are given
 by segments, with the places where segments end. Programs that read the cache do not write it: they return new keys and
-values, and ``put`` writes those in place. (XLA copies a cache that one program reads and writes.) Layers are unrolled.
+values, and ``put`` writes those in place. (XLA copies a cache that one program reads and writes.) A decode step is one
+program, its layers unrolled; what a prompt needs are programs of one layer, called for each, which compile at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial, reduce
 from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ..config import DecoderConfig
-from ..decoder import NEG_INF, Decoder, Params
+from ..decoder import NEG_INF, Block, Decoder, Params
+from ..layers import rope_angles
 from .sampling import draw
 
 Cache = tuple[tuple[Array, Array], ...]
 """Per layer ``(k, v)``: those of a group of rows, or of one row (a prefix)."""
 Fresh = tuple[Array, Array]
 """New keys and values of all layers, ``[layers, B, T, KV, head_dim]`` each."""
-Lora = tuple[Params, Array]
+Lora = tuple[Params, Array | np.ndarray]
 """Stacked adapter leaves and what each row takes of them (``adapters.Adapters``)."""
 
 
@@ -41,7 +45,7 @@ def new_cache(config: DecoderConfig, rows: int, context: int, dtype: Any) -> Cac
 
 def _model(config: DecoderConfig, params: Params, lora: Lora | None) -> Decoder:
     leaves, select = lora or (None, 1.0)
-    return Decoder(config, params, leaves, select)
+    return Decoder(config, params, leaves, select if isinstance(select, float) else jnp.asarray(select))
 
 
 def _attend(
@@ -73,34 +77,58 @@ def _attend(
     return out.transpose(0, 2, 1, 3, 4).reshape(batch, count, heads, dim)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="ends")
-def prefill(
+@jax.jit
+def embed(table: Array, tokens: Array) -> Array:
+    """Rows ``[1, C, hidden]`` of the embedding for ``tokens [C]``."""
+    return table[tokens][None]
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("ends", "last"))
+def prefill_layer(
     config: DecoderConfig,
     params: Params,
-    prefix: Sequence[Cache],
-    tokens: Array,
+    x: Array,
+    prefix: Sequence[tuple[Array, Array]],
     start: Array,
-    targets: Array | None = None,
     lora: Lora | None = None,
     *,
     ends: Sequence[int] = (),
-) -> tuple[Fresh, Array | None]:
-    """Keys and values of ``tokens [C]`` after ``start`` tokens of ``prefix``, one row by segments.
+    last: bool = False,
+) -> tuple[Array, Array, Array]:
+    """One layer over a chunk of a prompt, after ``start`` tokens of ``prefix``, one row by segments.
+
+    Layers are alike: a program of one compiles in a thirtieth of the time of all.
+
+    Args:
+        params: of this layer, named as the first's. x: ``[1, C, hidden]``.
+        last: only keys and values are wanted.
 
     Returns:
-        ``Fresh`` (B = 1, T = C), and raw log-probabilities f32 ``[C]`` of ``targets [C]``, which follow ``tokens``.
+        what the next layer takes, and new keys and values ``[1, C, KV, head_dim]``.
     """
-    model, fresh = _model(config, params, lora), list[tuple[Array, Array]]()
+    fresh = list[Array]()
 
-    def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-        fresh.append((k, v))
-        return _attend(q, k, v, [segment[layer] for segment in prefix], start[None], ends)
+    def attend(_: int, q: Array, k: Array, v: Array) -> Array:
+        fresh.extend((k, v))
+        return q if last else _attend(q, k, v, prefix, start[None], ends)
 
-    hidden = model(tokens[None], (start + jnp.arange(tokens.shape[0]))[None], attend)
-    if targets is None:
-        return _stack(fresh), None
-    logprobs = jax.nn.log_softmax(model.logits(hidden[0]), axis=-1)
-    return _stack(fresh), jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
+    leaves, select = lora or ({}, 1.0)
+    layer = Block(config, params, 0, leaves, select if isinstance(select, float) else jnp.asarray(select))
+    angles = rope_angles((start + jnp.arange(x.shape[1]))[None], config.head_dim, config.rope_theta)
+    out = layer(x, angles, attend)
+    return x if last else out, fresh[0], fresh[1]
+
+
+@partial(jax.jit, static_argnums=0)
+def score(config: DecoderConfig, params: Params, x: Array, targets: Array) -> Array:
+    """Raw log-probabilities f32 ``[C]`` of ``targets [C]`` after what all layers made of a chunk, ``x [1, C, hidden]``.
+
+    Args:
+        params: those that belong to no layer.
+    """
+    model = Decoder(replace(config, num_layers=0), params)
+    logprobs = jax.nn.log_softmax(model.logits(model.norm(x)[0]), axis=-1)
+    return jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="ends")
@@ -153,39 +181,47 @@ def _stack(fresh: Sequence[tuple[Array, Array]]) -> Fresh:
 
 
 @partial(jax.jit, donate_argnums=0)
-def put(cache: Cache, fresh: Fresh, rows: Array, starts: Array) -> Cache:
-    """Write ``fresh`` into ``rows [B]`` at ``starts [B]``, in place.
+def put(cache: tuple[Array, Array], k: Array, v: Array, rows: Array, starts: Array) -> tuple[Array, Array]:
+    """Write ``k, v [B, T, KV, head_dim]`` of one layer into ``rows [B]`` at ``starts [B]``, in place.
 
     What is padding, or an idle row's, lands where nothing looks. The caller keeps ``starts + T`` within the cache.
     """
-    updated: list[tuple[Array, Array]] = []
-    for (keys, values), k, v in zip(cache, *fresh, strict=True):
-        for i in range(k.shape[0]):
-            keys = lax.dynamic_update_slice(keys, k[i].transpose(1, 2, 0)[None], (rows[i], 0, 0, starts[i]))
-            values = lax.dynamic_update_slice(values, v[i].transpose(1, 0, 2)[None], (rows[i], 0, starts[i], 0))
-        updated.append((keys, values))
-    return tuple(updated)
+    return _put(cache, k, v, rows, starts)
+
+
+@partial(jax.jit, donate_argnums=0)
+def put_all(cache: Cache, fresh: Fresh, rows: Array, starts: Array) -> Cache:
+    """``put`` for all layers."""
+    return tuple(_put(layer, k, v, rows, starts) for layer, k, v in zip(cache, *fresh, strict=True))
+
+
+def _put(cache: tuple[Array, Array], k: Array, v: Array, rows: Array, starts: Array) -> tuple[Array, Array]:
+    keys, values = cache
+    for i in range(k.shape[0]):
+        keys = lax.dynamic_update_slice(keys, k[i].transpose(1, 2, 0)[None], (rows[i], 0, 0, starts[i]))
+        values = lax.dynamic_update_slice(values, v[i].transpose(1, 0, 2)[None], (rows[i], 0, starts[i], 0))
+    return keys, values
 
 
 @jax.jit
-def take(cache: Cache, row: Array) -> Cache:
-    """One row."""
-    return jax.tree.map(lambda side: lax.dynamic_slice_in_dim(side, row, 1), cache)
+def take(layer: tuple[Array, Array], row: Array) -> tuple[Array, Array]:
+    """One row of one layer."""
+    return jax.tree.map(lambda side: lax.dynamic_slice_in_dim(side, row, 1), layer)
 
 
 @partial(jax.jit, donate_argnums=0)
-def give(cache: Cache, taken: Cache, row: Array) -> Cache:
+def give(layer: tuple[Array, Array], taken: tuple[Array, Array], row: Array) -> tuple[Array, Array]:
     """Write what was taken of one row into another, in place."""
-    return jax.tree.map(lambda side, new: lax.dynamic_update_slice_in_dim(side, new, row, 0), cache, taken)
+    return jax.tree.map(lambda side, new: lax.dynamic_update_slice_in_dim(side, new, row, 0), layer, taken)
 
 
 @partial(jax.jit, donate_argnums=0)
-def clear(cache: Cache, row: Array) -> Cache:
+def clear(layer: tuple[Array, Array], row: Array) -> tuple[Array, Array]:
     """Zeros in ``row``: a NaN left there would reach later sequences, since zero weight times NaN is NaN."""
-    return jax.tree.map(lambda side: side.at[row].set(0), cache)
+    return jax.tree.map(lambda side: side.at[row].set(0), layer)
 
 
 def compilations() -> int:
     """Programs compiled so far in this process, over all engines."""
-    programs: tuple[Any, ...] = (prefill, decode, draw, put, take, give, clear)
+    programs: tuple[Any, ...] = (embed, prefill_layer, score, decode, draw, put, put_all, take, give, clear)
     return sum(program._cache_size() for program in programs)

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 
 from .shapes import MOST_ROWS, WIDTHS
 
+MODEL = ("model", 0)
+"""The source of guesses that a draft model makes."""
 _NGRAMS = (4, 2, 1)
 _MEMORY = 1 << 16
 _DECAY = 0.98
 _PRIOR = (2.0, 1.0)
 """Beta counts: every kind of guess starts at two of three."""
 _BACK = 1 - _DECAY
-_PRICES = {1: 1.0, 4: 1.3, 8: 1.7}
+_PRICES = {4: 1.3, 8: 1.7}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Drafter:
     def __init__(self) -> None:
         self._written: dict[tuple[int, ...], Sequence[int]] = {}
         self._came_true: dict[tuple[str, int], tuple[float, float]] = defaultdict(lambda: _PRIOR)
-        self._seconds: dict[tuple[int, int], float] = {}
+        self._seconds: dict[tuple[int, int, bool], float] = {}
 
     def remember(self, prompt: Sequence[int], output: Sequence[int]) -> None:
         """A request has been answered: others may be answered alike."""
@@ -103,27 +105,37 @@ class Drafter:
         rate = true / (true + false)
         return sum(rate**i for i in range(min(width, len(guess.tokens) + 1)))
 
-    def note(self, rows: int, width: int, seconds: float) -> None:
-        """A step of that shape took so long."""
-        before = self._seconds.get((rows, width), seconds)
-        self._seconds[rows, width] = min(seconds, 0.9 * before + 0.1 * seconds)
+    def note(self, rows: int, width: int, drafted: bool, seconds: float) -> None:
+        """A step of that shape took so long, the draft model's time included if it was asked."""
+        before = self._seconds.get((rows, width, drafted), seconds)
+        self._seconds[rows, width, drafted] = min(seconds, 0.9 * before + 0.1 * seconds)
 
-    def best_width(self, rows: int, guesses: Sequence[Guess], most: int = WIDTHS[-1]) -> int:
-        """The width, up to ``most``, that yields most a second for running requests with these guesses.
+    def plan(
+        self, rows: int, guesses: Mapping[int, Guess], most: int = WIDTHS[-1], ahead: Mapping[int, int] | None = None
+    ) -> tuple[int, dict[int, Guess]]:
+        """The width, up to ``most``, and the guesses that yield most tokens a second.
 
-        ``rows`` are those of the batch, idle ones too.
-
-        A shape nobody has timed is taken to be cheap, so that it gets timed.
+        Args:
+            rows: of the batch, idle ones too. guesses: of the running.
+            ahead: how many tokens a draft model may guess for each of them; its guesses are yet to be made.
         """
-        if rows > MOST_ROWS or not any(guess.tokens for guess in guesses):
-            return 1
+        best, fastest = (1, dict(guesses)), float(len(guesses))
+        if rows > MOST_ROWS:
+            return best
+        asked = {row: Guess((-1,) * ahead[row], MODEL) if ahead else Guess() for row in guesses}
+        modelled = {row: max(guesses[row], asked[row], key=lambda g: self.expected(g, WIDTHS[-1])) for row in guesses}
+        for chosen in (guesses, modelled):
+            for width in (w for w in WIDTHS if w <= most):
+                if (pace := self._pace(rows, width, list(chosen.values()))) > fastest:
+                    best, fastest = (width, dict(chosen)), pace
+        return best
 
-        def pace(width: int) -> float:
-            timed = [self._seconds.get((rows, w)) for w in (width, 1)]
-            price = timed[0] / timed[1] if timed[0] and timed[1] else _PRICES[width]
-            return sum(self.expected(guess, width) for guess in guesses) / price
-
-        return max((1, *(width for width in WIDTHS if width <= most)), key=pace)
+    def _pace(self, rows: int, width: int, guesses: Sequence[Guess]) -> float:
+        """Tokens in the time of a plain step. A shape nobody has timed is taken to be cheap, so that it gets timed."""
+        drafted = any(guess.source == MODEL for guess in guesses)
+        plain, timed = self._seconds.get((rows, 1, False)), self._seconds.get((rows, width, drafted))
+        price = timed / plain if timed and plain else _PRICES[width]
+        return sum(self.expected(guess, width) for guess in guesses) / price
 
 
 def cut(guesses: Mapping[int, Guess], width: int) -> dict[int, Guess]:

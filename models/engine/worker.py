@@ -14,27 +14,25 @@ from itertools import product
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from ..config import DecoderConfig
 from ..errors import RestillError
 from ..tokenizer import Tokenizer
 from . import runner
 from .adapters import Adapters
-from .cache import KVCache
+from .draft import DraftModel
 from .job import Job
-from .precision import Precision, dtype_of
+from .model import CachedModel
 from .request import FinishReason, Request
 from .sampling import Drawn, draw
 from .scheduler import Chunk, Scheduler
-from .shapes import MOST_ROWS, Shapes, pad_to
+from .shapes import MOST_ROWS, Shapes
 from .slots import Fork, Swap
-from .speculation import Drafter, Guess, cut
+from .speculation import MODEL, Drafter, Guess, cut
 from .step import SAMPLINGS, Flight, Scored, step_inputs
 
 
 class Worker:
-    """The device's state (parameters, KV cache, the step in flight) and the loop over it.
+    """The device's state (models with their caches, the step in flight) and the loop over it.
 
     Args:
         wake: held by whoever touches ``scheduler``; notified when there is something to do.
@@ -42,25 +40,23 @@ class Worker:
 
     def __init__(
         self,
-        config: DecoderConfig,
-        params: Mapping[str, Array],
+        model: CachedModel,
+        draft: CachedModel | None,
         tokenizer: Tokenizer,
-        precision: Precision,
+        adapters: Adapters,
         shapes: Shapes,
         wake: threading.Condition,
         speculate: bool,
     ) -> None:
-        self.config, self.params, self.tokenizer = config, params, tokenizer
+        self.tokenizer, self.adapters, self._model = tokenizer, adapters, model
         self.shapes, self.scheduler, self.closed = shapes, Scheduler(shapes), False
-        self._dtype = dtype_of(precision)
-        self.adapters = Adapters(config, self._dtype)
+        self._draft_model = DraftModel(draft, shapes) if draft else None
         self._wake = wake
-        self._cache = KVCache(config, shapes, self._dtype)
         self._newest = jnp.zeros(shapes.slots, jnp.int32)
         self._flight: Flight | None = None
         self._scored: list[Scored] = []
         self._drafter, self.speculate = Drafter(), speculate and not shapes.deterministic
-        self._shape: tuple[int, int, int] | None = None
+        self._shape: tuple[int, int, bool, int] | None = None
         self.steps = self.rows_run = self.tokens_decoded = self.tokens_prefilled = self.guessed = self.kept = 0
 
     def run(self) -> None:
@@ -100,7 +96,7 @@ class Worker:
         self._flight = ahead
         if width > 1:  # how many tokens came of it must be known before the next step
             self._collect()
-        self._time(rows, width, None if work else time.monotonic() - began)
+        self._time(rows, width, guesses, None if work else time.monotonic() - began)
 
     def _draft(self, rows: Mapping[int, Job]) -> tuple[int, dict[int, Guess]]:
         """The width of the next step and what it checks; a preview while a step is in flight."""
@@ -109,87 +105,65 @@ class Worker:
         guesses = {row: job.guess(self._drafter) for row, job in rows.items()}
         if self._flight is not None:
             guesses = {row: Guess(guess.tokens[1:], guess.source) for row, guess in guesses.items()}
-        most = min(self.shapes.rest(job.position) for job in rows.values())
-        width = self._drafter.best_width(self._batch(rows), list(guesses.values()), most)
+        batch, most = self._batch(rows), min(self.shapes.rest(job.position) for job in rows.values())
+        ahead = {row: job.ahead for row, job in rows.items()} if self._draft_model else {}
+        width, guesses = self._drafter.plan(batch, guesses, most, ahead)
+        drafted = {row: rows[row] for row, guess in guesses.items() if guess.source == MODEL}
+        if self._draft_model and width > 1 and drafted and self._flight is None:
+            for row, tokens in self._draft_model.guess(drafted, batch, width - 1).items():
+                guesses[row] = rows[row].allowed(Guess(tokens, MODEL))
         return width, cut(guesses, width)
 
     def _batch(self, rows: Mapping[int, Job]) -> int:
         return self.shapes.rows(max(rows))
 
-    def _time(self, rows: Mapping[int, Job], width: int, seconds: float | None) -> None:
+    def _time(self, rows: Mapping[int, Job], width: int, guesses: Mapping[int, Guess], seconds: float | None) -> None:
         """Note what a step cost, unless a prompt, a compilation or another kind of step is in the time."""
-        shape = (self._batch(rows), width, runner.compilations()) if rows else None
+        drafted = any(guess.source == MODEL for guess in guesses.values())
+        shape = (self._batch(rows), width, drafted, runner.compilations()) if rows else None
         if shape and seconds is not None and shape == self._shape:
-            self._drafter.note(*shape[:2], seconds)
+            self._drafter.note(*shape[:3], seconds)
         self._shape = shape
 
     def _prefill(self, work: Sequence[Swap | Fork | Chunk]) -> None:
         for item in work:
             if isinstance(item, Chunk):
-                logprobs = self._run_chunk(item)
+                lora = self.adapters.of([item.job.adapter])
+                logprobs = self._model.chunk(item.slot, item.start, item.tokens, item.width, item.targets, lora)
                 if logprobs is not None:
                     self._scored.append(Scored(item, logprobs))
                 self.tokens_prefilled += len(item.tokens)
             else:
-                self._cache.move(item)
-
-    def _run_chunk(self, chunk: Chunk) -> Array | None:
-        fresh, logprobs = self._compute(chunk)
-        self._cache.put_chunk(chunk.slot, chunk.start, fresh)
-        return logprobs
-
-    def _compute(self, chunk: Chunk) -> tuple[runner.Fresh, Array | None]:
-        lora = self.adapters.of([chunk.job.adapter])
-        targets = pad_to(chunk.targets, chunk.width) if chunk.targets else None
-        prefix = self._cache.prefix(chunk.slot, chunk.start)
-        where = (prefix, pad_to(chunk.tokens, chunk.width), np.int32(chunk.start))
-        ends = self.shapes.ends[: len(prefix)]
-        return runner.prefill(self.config, self.params, *where, targets, lora, ends=ends)
+                self._model.cache.move(item)
 
     def _dispatch(self, jobs: dict[int, Job], guesses: Mapping[int, Guess], width: int) -> Flight | None:
         if not jobs:
             return None
-        drawn = self._run_step(jobs, self._batch(jobs), guesses, width, max(job.position for job in jobs.values()))
+        drawn = self._run_step(jobs, self._batch(jobs), guesses, width)
         for job in jobs.values():
             job.dispatched += 1
         self.steps += 1
         self.rows_run += len(jobs)
         return Flight(jobs, drawn, guesses)
 
-    def _run_step(
-        self, jobs: Mapping[int, Job], rows: int, guesses: Mapping[int, Guess], width: int, longest: int
-    ) -> Drawn:
+    def _run_step(self, jobs: Mapping[int, Job], rows: int, guesses: Mapping[int, Guess], width: int) -> Drawn:
         lora = self.adapters.of([job.adapter if (job := jobs.get(row)) else None for row in range(rows)])
-        fed, starts, rules, drafts = step_inputs(jobs, rows, self.config.vocab_size, guesses, width)
-        groups = self._cache.groups(rows, longest)
-        ends = self.shapes.ends[: len(groups[0])]
-        lengths = np.maximum(starts, 0)
-        fresh, logits = runner.decode(
-            self.config, self.params, groups, self._newest, fed, lengths, drafts, lora, ends=ends
-        )
-        del groups  # put writes in place only what nobody else holds
-        self._cache.put_step(fresh, starts)
+        fed, starts, rules, drafts = step_inputs(jobs, rows, self._model.config.vocab_size, guesses, width)
+        logits = self._model.step(self._newest, fed, starts, drafts, lora)
         self._newest, drawn = draw(logits, self._newest, rules, drafts)
         return drawn
 
     def warm(self) -> None:
         """Run every program once over an empty cache; nobody may be running."""
         self.scheduler.table.forget()
-        job, slots = Job(Request(prompt=(0,)), 1, None), [group.start for group in self.shapes.groups]
-        for width in self.shapes.chunks:
-            for start, targets in product([0, *self.shapes.ends], ((), (0,))):
-                fresh, _ = self._compute(Chunk(0, start, (), width, job, targets))
-            fitting = [part for part in self.shapes.segments if width <= len(part) + self.shapes.margin]
-            for slot, segment in product(slots, fitting):
-                self._cache.put_chunk(slot, segment.start, fresh)
-        for slot in slots:
-            self._cache.move(Fork(slot, slot, self.shapes.max_context))
-            self._cache.clear(slot)
+        self._model.warm(self.adapters.of([None]))
         for rows in self.shapes.row_buckets:
             for width, segment, sampling in product(self.shapes.widths(rows), self.shapes.segments, SAMPLINGS):
-                job = Job(Request(prompt=(0,), sampling=sampling), 1, None, dispatched=segment.start)
-                self._run_step(dict.fromkeys(range(rows), job), rows, {}, width, segment.stop)
-        self._cache.wait()
+                job = Job(Request(prompt=(0,), sampling=sampling), 1, None, dispatched=segment.start + 1)
+                self._run_step(dict.fromkeys(range(rows), job), rows, {}, width)
+        if self._draft_model:
+            self._draft_model.warm()
+        self._model.cache.wait()
 
     def _collect(self) -> None:
         flight, self._flight = self._flight, None
@@ -216,7 +190,7 @@ class Worker:
         assert job.slot is not None
         if math.isnan(raw):
             job.slot.tokens = []
-            self._cache.clear(job.slot.index)
+            self._model.cache.clear(job.slot.index)
             with self._wake:
                 self.scheduler.remove(job)
             job.fail(RestillError("the model's logits are not numbers (NaN); its weights or adapter are damaged"))
@@ -246,5 +220,7 @@ class Worker:
             job.fail(error)
 
     def _forget(self) -> None:
-        self._cache = KVCache(self.config, self.shapes, self._dtype)
+        self._model.forget()
+        if self._draft_model:
+            self._draft_model.forget()
         self._newest, self._flight, self._scored = jnp.zeros(self.shapes.slots, jnp.int32), None, []

@@ -9,8 +9,8 @@ import pytest
 
 from restill.models.config import DecoderConfig
 from restill.models.decoder import forward, init_params, param_shapes
-from restill.models.engine import runner, shapes
-from restill.models.engine.cache import KVCache
+from restill.models.engine import shapes
+from restill.models.engine.model import CachedModel
 from restill.models.engine.slots import Fork, Swap
 from restill.models.errors import RestillError
 from restill.models.lora import find_adapter, init_lora, load_peft, merge, save_peft
@@ -34,21 +34,16 @@ def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(
     reference = np.asarray(jax.nn.log_softmax(run(TINY, params, jnp.asarray(tokens[None])))[0])
     monkeypatch.setattr(shapes, "_ENDS", (18, 30))
     grid, slot = shapes.Shapes(6, 100), 2  # in the second group
-    cache = KVCache(TINY, grid, jnp.float32)
+    model = CachedModel(TINY, params, grid, jnp.float32)
+    cache = model.cache
     for start, end in ((0, 10), (10, 18), (18, 21)):  # padded to 16, the second across the end of a segment
-        chunk, prefix = shapes.pad_to(tokens[start:end], 16), cache.prefix(slot, start)
-        fresh, _ = runner.prefill(TINY, params, prefix, chunk, np.int32(start), ends=grid.ends[: len(prefix)])
-        cache.put_chunk(slot, start, fresh)
+        model.chunk(slot, start, tokens[start:end].tolist(), 16)
     cache.move(Swap(slot, 5, 21))
     cache.move(Fork(5, slot, 21))
     for position in range(21, 39):
         fed, lengths = np.zeros(6, np.int32), np.full(6, -1, np.int32)
         fed[slot], lengths[slot] = tokens[position], position
-        groups = cache.groups(6, position)
-        fresh, logits = runner.decode(
-            TINY, params, groups, jnp.zeros(6, jnp.int32), fed, lengths, ends=grid.ends[: len(groups[0])]
-        )
-        cache.put_step(fresh, lengths)
+        logits = model.step(jnp.zeros(6, jnp.int32), fed, lengths)
         np.testing.assert_allclose(jax.nn.log_softmax(logits[slot, 0]), reference[position], atol=1e-4)
 
 

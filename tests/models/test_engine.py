@@ -233,13 +233,6 @@ def test_an_engine_that_nobody_holds_stops_its_thread(engine: Engine) -> None:
     assert thread is not None and not thread.is_alive()
 
 
-def test_no_program_is_compiled_twice(engine: Engine) -> None:
-    ask(engine, *(greedy(p) for p in PROMPTS))
-    before = engine.compilations
-    ask(engine, *(greedy(p) for p in PROMPTS))
-    assert engine.compilations == before
-
-
 @given(st.integers(1, 3000), st.integers(0, 2000))
 def test_a_chunk_is_full_or_has_little_padding_and_its_tokens_stay_in_one_segment(count: int, start: int) -> None:
     grid = Shapes(1, 2048)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import jax
 import pytest
@@ -10,12 +13,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restill.models.config import DecoderConfig
+from restill.models.decoder import init_params
 from restill.models.engine.engine import Engine
 from restill.models.engine.request import Request, Sampling
-from restill.models.engine.speculation import MOST_ROWS, WIDTHS, Drafter, Guess, Lookup, cut
+from restill.models.engine.shapes import MOST_ROWS, WIDTHS
+from restill.models.engine.speculation import MODEL, Drafter, Guess, Lookup, cut
+from restill.models.errors import RestillError
 from restill.models.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("short_segments")
+
+
+def guess_all(engine: Engine) -> None:
+    """Not what pays but whatever there is: the widest step that has a guess for every place."""
+
+    def plan(rows: int, guesses: dict[int, Guess], most: int, ahead: dict[int, int]) -> tuple[int, dict[int, Guess]]:
+        if ahead:
+            guesses = {row: Guess([-1] * ahead[row], MODEL) for row in guesses}
+        fitting = (w for w in (1, *WIDTHS) if w <= most and any(len(g.tokens) >= w - 1 for g in guesses.values()))
+        return max(fitting, default=1), dict(guesses)
+
+    engine._worker._drafter.plan = plan  # type: ignore[method-assign,assignment]
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +44,7 @@ def engines(
         Engine(tiny_config, tiny_params, tiny_tokenizer, slots=4, max_context=512, speculate=speculate)
         for speculate in (False, True)
     ]
-    # Not what pays but whatever there is: the widest step that has a guess for every place.
-    both[1]._worker._drafter.best_width = lambda rows, guesses, most: max(  # type: ignore[method-assign]
-        (w for w in (1, *WIDTHS) if w <= most and any(len(g.tokens) >= w - 1 for g in guesses)), default=1
-    )
+    guess_all(both[1])
     yield both[0], both[1]
     for engine in both:
         engine.close()
@@ -59,6 +74,51 @@ def test_guessing_changes_no_token(engines: tuple[Engine, Engine], asked: list[R
         assert (one.tokens, one.text, one.finish_reason) == (other.tokens, other.text, other.finish_reason)
         assert other.logprobs == pytest.approx(one.logprobs, abs=1e-4)
         assert other.sampled_logprobs == pytest.approx(one.sampled_logprobs, abs=1e-4)
+
+
+@pytest.fixture(scope="module", params=["like", "unlike"])
+def drafted(
+    tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer, request: Any
+) -> Iterator[Engine]:
+    """An engine whose draft model is its own model, or one of another shape altogether."""
+    config, small = tiny_config, tiny_params
+    if request.param == "unlike":
+        config = replace(tiny_config, num_layers=1)
+        small = init_params(config, jax.random.key(9), scale=0.3)
+    engine = Engine(tiny_config, tiny_params, tiny_tokenizer, slots=4, max_context=512, draft=(config, small))
+    guess_all(engine)
+    yield engine
+    engine.close()
+
+
+@settings(max_examples=25, deadline=None)
+@given(asked=st.lists(requests, min_size=1, max_size=6))
+def test_a_draft_model_changes_no_token(engines: tuple[Engine, Engine], drafted: Engine, asked: list[Request]) -> None:
+    for one, other in zip(engines[0].generate(asked), drafted.generate(asked), strict=True):
+        assert (one.tokens, one.text, one.finish_reason) == (other.tokens, other.text, other.finish_reason)
+        assert other.logprobs == pytest.approx(one.logprobs, abs=1e-4)
+
+
+def test_the_model_itself_guesses_right_and_an_unlike_one_seldom(drafted: Engine) -> None:
+    before = drafted.guesses
+    rng = random.Random(0)
+    for seed in range(20):
+        prompt = tuple(rng.randrange(97, 120) for _ in range(30))
+        drafted.generate([Request(prompt=prompt, sampling=Sampling(temperature=1.0, max_tokens=30), seed=seed)])
+    guessed, kept = (after - was for after, was in zip(drafted.guesses, before, strict=True))
+    assert guessed > 100
+    if drafted._worker._draft_model._model.config.num_layers == 2:  # type: ignore[union-attr]
+        assert kept > 0.97 * guessed
+    else:
+        assert kept < 0.5 * guessed
+
+
+def test_a_draft_model_with_another_vocabulary_is_refused(
+    tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer
+) -> None:
+    small = replace(tiny_config, vocab_size=100)
+    with pytest.raises(RestillError, match="100 tokens"):
+        Engine(tiny_config, tiny_params, tiny_tokenizer, draft=(small, init_params(small, jax.random.key(0))))
 
 
 def test_forced_text_takes_an_eighth_of_the_steps(engines: tuple[Engine, Engine]) -> None:
@@ -104,20 +164,44 @@ def test_what_was_written_before_is_guessed_and_forgotten_when_it_is_old(monkeyp
 
 def test_wide_steps_are_taken_while_they_yield_more_a_second() -> None:
     drafter, guess = Drafter(), Guess([1] * 7, ("own", 4))
+
+    def best(*guesses: Guess, rows: int = 1, **rest: Any) -> int:
+        return drafter.plan(rows, dict(enumerate(guesses)), **rest)[0]
+
     for width, seconds in ((1, 0.010), (4, 0.014), (8, 0.020)):
-        drafter.note(1, width, seconds)
-    drafter.note(MOST_ROWS, 1, 0.01)
+        drafter.note(1, width, False, seconds)
+    drafter.note(MOST_ROWS, 1, False, 0.01)
     for width in WIDTHS:
-        drafter.note(MOST_ROWS, width, 0.1)  # where checking costs ten steps it never pays
+        drafter.note(MOST_ROWS, width, False, 0.1)  # where checking costs ten steps it never pays
     for _ in range(900):
         drafter.learn(guess, kept=7)
-    assert drafter.best_width(1, [guess]) == 8
-    assert drafter.best_width(1, [Guess([1] * 2, ("own", 4))]) == 4
-    assert drafter.best_width(1, [Guess()]) == 1
-    assert drafter.best_width(MOST_ROWS, [guess] * MOST_ROWS) == 1 == drafter.best_width(MOST_ROWS + 1, [guess])
+    assert best(guess) == 8 and best(guess, most=7) == 4
+    assert best(Guess([1] * 2, ("own", 4))) == 4
+    assert best(Guess()) == 1
+    assert best(*[guess] * MOST_ROWS, rows=MOST_ROWS) == 1 == best(guess, rows=MOST_ROWS + 1)
     for _ in range(900):
         drafter.learn(guess, kept=0)
-    assert drafter.best_width(1, [guess]) == 1
+    assert best(guess) == 1
+
+
+def test_a_draft_model_is_asked_where_it_yields_more_a_second() -> None:
+    drafter, good, poor = Drafter(), Guess([1] * 7, ("own", 4)), Guess([1] * 7, ("own", 1))
+    drafter.note(1, 1, False, 0.010)
+    for width in WIDTHS:
+        drafter.note(1, width, False, 0.015)
+        drafter.note(1, width, True, 0.020)
+    for _ in range(900):
+        drafter.learn(good, kept=7)
+        drafter.learn(poor, kept=0)
+        drafter.learn(Guess([1] * 7, MODEL), kept=6)
+    asked = {0: 7}
+    assert drafter.plan(1, {0: good}, ahead=asked) == (8, {0: good})
+    assert drafter.plan(1, {0: poor}, ahead=asked)[1][0].source == MODEL
+    for width in WIDTHS:
+        for _ in range(200):
+            drafter.note(1, width, True, 0.2)  # a draft model too slow to pay
+    drafter._seconds = {key: 0.2 if key[2] else value for key, value in drafter._seconds.items()}
+    assert drafter.plan(1, {0: poor}, ahead=asked) == (1, {0: poor})
 
 
 def test_a_step_that_checks_nothing_teaches_nothing() -> None:

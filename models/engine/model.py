@@ -1,0 +1,105 @@
+"""A decoder with its cache: what the engine computes, without regard to whom it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from ..config import DecoderConfig
+from . import runner
+from .cache import KVCache
+from .runner import Lora
+from .shapes import Shapes, pad_to
+from .slots import Fork
+
+
+class CachedModel:
+    """Parameters and KV cache.
+
+    Args:
+        params: as ``precision.serving_params`` gives them. dtype: of the cache.
+    """
+
+    def __init__(self, config: DecoderConfig, params: Mapping[str, Array], shapes: Shapes, dtype: Any) -> None:
+        self.config, self._params, self._shapes, self._dtype = config, params, shapes, dtype
+        self.cache = KVCache(config, shapes, dtype)
+        self._layers = [_of_layer(params, i) for i in range(config.num_layers)]
+        self._outer = {name: leaf for name, leaf in params.items() if not name.startswith("layers.")}
+
+    def forget(self) -> None:
+        """Start over with an empty cache."""
+        self.cache = KVCache(self.config, self._shapes, self._dtype)
+
+    def chunk(
+        self,
+        slot: int,
+        start: int,
+        tokens: Sequence[int],
+        width: int,
+        targets: Sequence[int] = (),
+        lora: Lora | None = None,
+    ) -> Array | None:
+        """Put ``tokens`` into the cache; log-probabilities f32 ``[width]`` of ``targets``, if there are any."""
+        fresh, logprobs = self._compute(slot, start, tokens, width, targets, lora)
+        self.cache.put_chunk(slot, start, fresh)
+        return logprobs
+
+    def _compute(
+        self, slot: int, start: int, tokens: Sequence[int], width: int, targets: Sequence[int], lora: Lora | None
+    ) -> tuple[list[tuple[Array, Array]], Array | None]:
+        prefix, at, layers = self.cache.prefix(slot, start), np.int32(start), self.config.num_layers
+        ends = self._shapes.ends[: self._shapes.parts(start)]
+        x, fresh = runner.embed(self._outer["embed"], pad_to(tokens, width)), list[tuple[Array, Array]]()
+        for i, (params, segments) in enumerate(zip(self._layers, prefix, strict=True)):
+            last = i == layers - 1 and not targets
+            own = (_of_layer(lora[0], i), lora[1]) if lora else None
+            x, k, v = runner.prefill_layer(self.config, params, x, segments, at, own, ends=ends, last=last)
+            fresh.append((k, v))
+        if not targets:
+            return fresh, None
+        return fresh, runner.score(self.config, self._outer, x, pad_to(targets, width))
+
+    def step(
+        self,
+        newest: Array,
+        fed: np.ndarray,
+        starts: np.ndarray,
+        drafts: np.ndarray | None = None,
+        lora: Lora | None = None,
+    ) -> Array:
+        """Logits f32 ``[B, T, V]`` of one decode step (``runner.decode``); its keys and values are in the cache.
+
+        Args:
+            starts: ``[B]`` tokens in the cache; -1 for an idle row, which writes nothing.
+        """
+        groups = self.cache.groups(len(fed), int(starts.max()))
+        ends = self._shapes.ends[: len(groups[0])]
+        fresh, logits = runner.decode(
+            self.config, self._params, groups, newest, fed, np.maximum(starts, 0), drafts, lora, ends=ends
+        )
+        del groups  # put writes in place only what nobody else holds
+        self.cache.put_step(fresh, starts)
+        return logits
+
+    def warm(self, lora: Lora | None = None) -> None:
+        """Compile what prompts need."""
+        slots = [group.start for group in self._shapes.groups]
+        for width in self._shapes.chunks:
+            for start, targets in product([0, *self._shapes.ends], ((), (0,))):
+                fresh, _ = self._compute(0, start, (), width, targets, lora)
+            fitting = [part for part in self._shapes.segments if width <= len(part) + self._shapes.margin]
+            for slot, segment in product(slots, fitting):
+                self.cache.put_chunk(slot, segment.start, fresh)
+        for slot in slots:
+            self.cache.move(Fork(slot, slot, self._shapes.max_context))
+            self.cache.clear(slot)
+
+
+def _of_layer(leaves: Mapping[str, Array], i: int) -> dict[str, Array]:
+    """The leaves of one layer, named as if it were the first: what differs in name alone is compiled once."""
+    prefix = f"layers.{i}."
+    return {"layers.0." + name[len(prefix) :]: leaf for name, leaf in leaves.items() if name.startswith(prefix)}
