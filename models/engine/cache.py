@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -39,12 +39,12 @@ class KVCache:
         segments, groups = range(max(1, self._shapes.parts(longest))), enumerate(self._shapes.groups)
         return tuple(tuple(self._part(i, j) for j in segments) for i, group in groups if group.start < rows)
 
-    def prefix(self, slot: int, length: int) -> list[list[tuple[Array, Array]]]:
-        """The first ``length`` tokens of one slot: of each layer, its segments."""
+    def prefix(self, slot: int, length: int) -> Iterator[list[tuple[Array, Array]]]:
+        """The first ``length`` tokens of one slot: of each layer in turn, its segments."""
         group, row = self._shapes.row(slot)
         where = np.int32(row)
         parts = [self._part(group, j) for j in range(self._shapes.parts(length))]
-        return [[runner.take(part[i], where) for part in parts] for i in range(self._config.num_layers)]
+        return ([runner.take(part[i], where) for part in parts] for i in range(self._config.num_layers))
 
     def put_chunk(self, slot: int, start: int, fresh: Sequence[tuple[Array, Array]]) -> None:
         """Write a chunk of a prompt: ``k, v [1, C, KV, head_dim]`` of each layer."""
@@ -75,7 +75,7 @@ class KVCache:
     def move(self, what: Fork | Swap) -> None:
         """Copy or exchange the first tokens of two slots."""
         pairs = [(what.source, what.target)] if isinstance(what, Fork) else [(what.a, what.b), (what.b, what.a)]
-        taken = [self.prefix(source, what.length) for source, _ in pairs]
+        taken = [list(self.prefix(source, what.length)) for source, _ in pairs]
         for layers, (_, target) in zip(taken, pairs, strict=True):
             group, row = self._shapes.row(target)
             where = np.int32(row)

@@ -1,8 +1,8 @@
 """Every size that a program is compiled for: few of them, so that compiling ends.
 
-The cache is a grid. Slots lie in groups of 1, 3, 4, 8, ... rows, tokens in segments of 512, 512, 1,024, ...; a group
-has an array for each segment, and a step takes the first few of both, whole. (A part of an array would be copied before
-it is multiplied: 8 rows, 512 of 2,016 tokens, took 70 ms instead of 49.)
+The cache is a grid. Slots lie in groups of 1, 3, 4, 8, ... rows, tokens in segments of 512 (later of more). A group has
+an array for each segment, and a step takes the first few of both, whole. (A part of an array would be copied before it is
+multiplied: 8 rows, 512 of 2,016 tokens, took 70 ms instead of 49.)
 
 A deterministic engine has one size of each kind: a sum over other sizes may differ in its last bit.
 """
@@ -22,7 +22,7 @@ WIDTHS = (4, 8)
 MOST_ROWS = 4
 """More running rows than this fill the processor by themselves; nothing is guessed then."""
 _FIXED_CHUNK = 64
-_ENDS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+_ENDS = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768)
 _BUCKETS = (1, 4, 8, 16, 32, 64)
 
 
