@@ -1,8 +1,8 @@
 """Every size that a program is compiled for: few of them, so that compiling ends.
 
 The cache is a grid. Slots lie in groups of 1, 3, 4, 8, ... rows, tokens in segments of 512 (later of more). A group has
-an array for each segment, and a step takes the first few of both, whole. (A part of an array would be copied before it is
-multiplied: 8 rows, 512 of 2,016 tokens, took 70 ms instead of 49.)
+an array for each segment, and a step takes the first few of both, whole. (A part of an array would be copied first:
+8 rows, 512 of 2,016 tokens, took 70 ms instead of 49.)
 
 A deterministic engine has one size of each kind: a sum over other sizes may differ in its last bit.
 """
