@@ -35,7 +35,7 @@ REPLAY = HERE / "replay.jsonl"
 MODEL = "smollm2-135m"
 ADAPTER = HERE.parent / "adapters" / "starter"
 VOCAB = 49_000
-GRAMMAR = 'start: "Thought: " /[^\n]{600,}/ "\nAction: " /[a-z]+/'
+GRAMMAR = r'start: "Thought: " /[^\n]{600,}/ "\nAction: " /[a-z]+/'
 """Leaves the model free for as long as is measured, but not to write what it likes."""
 
 
