@@ -211,6 +211,7 @@ def main(
     only: Annotated[str, typer.Option(help="Only engines whose name has one of these in it, with commas.")] = "",
     adapter: Annotated[Path, typer.Option(help="The adapter that wrote replay.jsonl.")] = ADAPTER,
     run: Annotated[Path | None, typer.Option("--record", help="Make replay.jsonl of this run, and stop.")] = None,
+    steady: Annotated[bool, typer.Option("--deterministic", help="Also restill's deterministic engine.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="One round of small measures.")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the measures here, flat.")] = None,
 ) -> None:
@@ -230,6 +231,8 @@ def main(
             "transformers f32": ("torch", str(files["hf"]), "float32"),
             "transformers bf16": ("torch", str(files["hf"]), "bfloat16"),
         }
+        if steady:
+            where["restill f32 deterministic"] = (*where["restill f32"], "deterministic")
         systems = {name: Served(*args) for name, args in where.items() if any(part in name for part in only.split(","))}
         figures |= measure(systems, transcripts_of(REPLAY), 1 if quick else rounds, quick)
         for system in systems.values():

@@ -42,9 +42,11 @@ class System(Protocol):
 
 
 class Ours:
-    """restill's engine, with 32 slots."""
+    """restill's engine, with 32 slots; a deterministic one, which always computes all of them, with 8."""
 
-    def __init__(self, model: str, precision: str, adapter: str | None, warm: str | None = None) -> None:
+    def __init__(
+        self, model: str, precision: str, adapter: str | None, warm: str | None = None, steady: str | None = None
+    ) -> None:
         from pathlib import Path
 
         from restill.models.checkpoint.load import load_decoder
@@ -59,7 +61,8 @@ class Ours:
             loaded = load_peft(Path(adapter))
             params = merge(params, loaded.leaves, alpha=loaded.alpha)
         self.engine = Engine(
-            checkpoint.config, params, checkpoint.tokenizer, slots=32, max_context=1536, precision=precision  # type: ignore[arg-type]
+            checkpoint.config, params, checkpoint.tokenizer, max_context=1536, precision=precision,  # type: ignore[arg-type]
+            slots=8 if steady else 32, deterministic=bool(steady),
         )  # fmt: skip
         if warm:
             self.engine.warmup()

@@ -60,6 +60,8 @@ class Adapters:
             fits = kernel.rpartition(".")[2] in MATMULS and shapes.get(kernel, (0, 0))["ab".index(side)]
             if not fits or leaf.shape["ab".index(side)] != fits:
                 raise RestillError(f"adapter {name!r} does not fit this model: {key} is {tuple(leaf.shape)}")
+            if not np.isfinite(leaf).all():
+                raise RestillError(f"adapter {name!r} is damaged: {key} holds numbers that are not finite")
             if (twin := f"{kernel}.{'b' if side == 'a' else 'a'}") not in leaves:
                 raise RestillError(f"adapter {name!r} is incomplete: it has {key} but no {twin}")
         rank = next(leaf.shape[1] for key, leaf in leaves.items() if key.endswith(".a"))

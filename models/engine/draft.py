@@ -19,6 +19,7 @@ from .job import Job
 from .model import CachedModel
 from .request import Request
 from .sampling import draw
+from .scheduler import PREFILL_TOKENS
 from .shapes import MOST_ROWS, Shapes
 from .slots import common_prefix
 from .step import SAMPLINGS, step_inputs
@@ -33,12 +34,14 @@ class DraftModel:
         self._newest = jnp.zeros(shapes.slots, jnp.int32)
 
     def guess(self, jobs: Mapping[int, Job], rows: int, count: int) -> dict[int, list[int]]:
-        """``count`` tokens that may follow in each job's row; all that was drawn must have been read.
+        """``count`` tokens that may follow in each row that it has caught up with; all that was drawn must be known.
 
         Args:
             rows: of the batch, idle ones too.
         """
-        self._follow(jobs, rows)
+        jobs = self._follow(jobs, rows)
+        if not jobs:
+            return {}
         fed, starts, rules, _ = step_inputs(jobs, rows, self._vocab, {}, 1)
         for row, job in jobs.items():
             fed[row] = _known(job)[-1]
@@ -46,34 +49,44 @@ class DraftModel:
         for ahead in range(count):
             logits = self._model.step(self._newest, fed, np.where(starts < 0, -1, starts + ahead))
             self._newest, (tokens, *_) = draw(logits, self._newest, {**rules, "positions": rules["positions"] + ahead})
-            drawn.append(tokens[:, 0])
+            drawn.append(tokens)
             fed = np.full(rows, -1, np.int32)
             rules["bits"] = np.full_like(rules["bits"], -1)  # what the grammar allows further on is not known yet
-        guesses = np.asarray(jnp.stack(drawn, axis=1)).tolist()
+        guesses = np.concatenate([np.asarray(tokens) for tokens in drawn], axis=1).tolist()
         for row, job in jobs.items():
             self._held[row] = [*_known(job), *guesses[row][:-1]]
         return {row: guesses[row] for row in jobs}
 
-    def _follow(self, jobs: Mapping[int, Job], rows: int) -> None:
-        """Bring the cache up to all tokens but the newest."""
+    def _follow(self, jobs: Mapping[int, Job], rows: int) -> dict[int, Job]:
+        """Bring the cache up to all tokens but the newest; the jobs for which that is done.
+
+        A turn computes about as much of prompts as the engine's own: nobody waits for a stranger's long one.
+        """
         fed, starts = np.zeros(rows, np.int32), np.full(rows, -1, np.int32)
-        behind = False
+        behind, budget, ready = False, PREFILL_TOKENS, dict[int, Job]()
         for row, job in jobs.items():
             want = _known(job)[:-1]
             shared = common_prefix(self._held.get(row, []), want)
-            while len(want) - shared > 1:
+            while len(want) - shared > 1 and budget > 0:
                 width = self._shapes.chunk(len(want) - shared, shared)
                 part = want[shared : shared + min(width, self._shapes.rest(shared))]
                 self._model.chunk(row, shared, part, width)
                 shared += len(part)
+                budget -= width
+            self._held[row] = list(want[:shared])
+            if len(want) - shared > 1:
+                continue
+            ready[row] = job
             behind = behind or shared < len(want)
             if want:  # those that are not behind write again what is there
                 fed[row], starts[row] = want[-1], len(want) - 1
         if behind:
             self._model.step(self._newest, fed, starts)
+        return ready
 
     def warm(self) -> None:
         """Compile what guessing needs."""
+        self._held = {}
         self._model.warm()
         for rows in (b for b in self._shapes.row_buckets if b <= MOST_ROWS):
             for segment, sampling in product(self._shapes.segments, SAMPLINGS):
@@ -84,7 +97,7 @@ class DraftModel:
     def forget(self) -> None:
         """Start over with an empty cache."""
         self._model.forget()
-        self._held = {}
+        self._held, self._newest = {}, jnp.zeros(self._shapes.slots, jnp.int32)
 
     @property
     def _vocab(self) -> int:

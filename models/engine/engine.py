@@ -62,6 +62,8 @@ class Engine:
         self._grammars = GrammarCompiler(tokenizer, config.vocab_size)
         self._wake = threading.Condition()
         self._shapes = Shapes(slots, self.max_context, deterministic)
+        if draft and deterministic:
+            raise RestillError("a deterministic engine guesses nothing; leave the draft model out")
         if draft and draft[0].vocab_size != config.vocab_size:
             raise RestillError(
                 f"the draft model has {draft[0].vocab_size} tokens, the model {config.vocab_size}; "
@@ -129,10 +131,14 @@ class Engine:
     def warmup(self) -> None:
         """Compile all that requests may need, at full context; later ones compile nothing until adapters change.
 
+        It takes minutes the first time, and other threads' requests wait.
+
         Raises:
-            RestillError: requests are waiting or running.
+            RestillError: requests are waiting or running, or the engine is closed.
         """
         with self._wake:
+            if self._worker.closed:
+                raise RestillError("the engine is closed; make a new one")
             if busy := len(self._worker.scheduler.jobs):
                 raise RestillError(f"warmup() while {busy} requests are in the engine; wait for them")
             self._worker.warm()
@@ -259,7 +265,7 @@ class Engine:
 
     @speculate.setter
     def speculate(self, on: bool) -> None:
-        self._worker.speculate = on
+        self._worker.speculate = on and not self._shapes.deterministic
 
     def forget(self) -> None:
         """Drop what earlier requests left in the cache; those that run are not touched."""
@@ -288,5 +294,7 @@ def _stop(worker: Worker, wake: threading.Condition, thread: threading.Thread | 
     with wake:
         worker.closed = True
         wake.notify()
-    if thread is not None and thread is not threading.current_thread():
+    if thread is None:
+        worker.forget()
+    elif thread is not threading.current_thread():
         thread.join()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 from llguidance import LLMatcher
@@ -116,8 +117,12 @@ class Job:
             while end > 0 and self._text[end - 1] == "\ufffd":
                 end -= 1
         if end > self._sent:
-            self.on_text(self._text[self._sent : end])
-            self._sent = end
+            piece, self._sent = self._text[self._sent : end], end
+            try:
+                self.on_text(piece)
+            except Exception as error:  # the caller's own fault: this request ends, the batch goes on
+                self.on_text = None
+                self.fail(error)
 
     def finish(self, reason: FinishReason, tokenizer: Tokenizer) -> None:
         """Resolve the future with everything produced so far."""
@@ -125,21 +130,20 @@ class Job:
         self._text = tokenizer.decode(self.tokens, skip_special=True)
         self._cut_at_stop()
         self._stream(final=True)
-        if not self.future.done():
-            self.future.set_result(
-                Completion(
-                    tokens=tuple(self.tokens),
-                    text=self._text,
-                    logprobs=tuple(self.logprobs),
-                    sampled_logprobs=tuple(self.sampled_logprobs),
-                    finish_reason=reason,
-                    cached=self.cached,
-                    seconds=time.monotonic() - self.started,
-                )
-            )
+        done = Completion(
+            tokens=tuple(self.tokens),
+            text=self._text,
+            logprobs=tuple(self.logprobs),
+            sampled_logprobs=tuple(self.sampled_logprobs),
+            finish_reason=reason,
+            cached=self.cached,
+            seconds=time.monotonic() - self.started,
+        )
+        with contextlib.suppress(InvalidStateError):  # its caller may leave at any moment
+            self.future.set_result(done)
 
     def fail(self, error: Exception) -> None:
         """Resolve the future with an error."""
         self.ended = True
-        if not self.future.done():
+        with contextlib.suppress(InvalidStateError):
             self.future.set_exception(error)

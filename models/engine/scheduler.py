@@ -60,10 +60,10 @@ class Scheduler:
         return [*self.running.values(), *self.waiting]
 
     def over(self) -> list[tuple[Job, FinishReason]]:
-        """Those, waiting or running, whose caller left or whose deadline has passed."""
+        """Those, waiting or running, whose caller left or failed to take text, or whose deadline has passed."""
         now, found = time.monotonic(), list[tuple[Job, FinishReason]]()
         for job in self.jobs:
-            if job.future.cancelled():
+            if job.future.done():
                 found.append((job, "cancelled"))
             elif job.request.deadline is not None and now > job.request.deadline:
                 found.append((job, "deadline"))

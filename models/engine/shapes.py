@@ -41,7 +41,7 @@ class Shapes:
 
     @property
     def margin(self) -> int:
-        """Room at the end of every segment, for the padding of a chunk; nothing there is ever read."""
+        """Room at the end of every segment, for the padding of a chunk; nothing there counts."""
         return _FIXED_CHUNK if self.deterministic else CHUNKS[0]
 
     @property
@@ -97,7 +97,7 @@ class Shapes:
         return (_FIXED_CHUNK,) if self.deterministic else CHUNKS
 
     def chunk(self, count: int, start: int) -> int:
-        """Width of the next chunk for ``count`` tokens at ``start``: a full one, or one at most a third padding.
+        """Width of the next chunk for ``count`` tokens at ``start``: full, at most a third padding, or the least.
 
         Its tokens stay in one segment, its padding in that segment's margin.
         """

@@ -125,9 +125,9 @@ class SlotTable:
         return shared - shared % self._shapes.grain
 
     def forget(self) -> None:
-        """Empty the rows that nobody uses; nobody forks the others."""
+        """Empty the rows that nobody uses; what the others hold is shared with nobody."""
         for slot in self.slots:
-            slot.plain = 0
+            slot.adapter = self
             if not slot.busy:
                 slot.tokens = []
 

@@ -81,6 +81,8 @@ class Drafter:
         # What did not pay is tried again some requests later.
         for source, (true, false) in self._came_true.items():
             self._came_true[source] = (_DECAY * true + _BACK * _PRIOR[0], _DECAY * false + _BACK * _PRIOR[1])
+        for shape, seconds in self._seconds.items():
+            self._seconds[shape] = _DECAY * seconds if shape[1] > 1 else seconds
 
     def guess(self, lookup: Lookup, most: int) -> Guess:
         """What may come after ``lookup``'s sequence, judged by its longest known ending."""
@@ -108,7 +110,8 @@ class Drafter:
     def note(self, rows: int, width: int, drafted: bool, seconds: float) -> None:
         """A step of that shape took so long, the draft model's time included if it was asked."""
         before = self._seconds.get((rows, width, drafted), seconds)
-        self._seconds[rows, width, drafted] = min(seconds, 0.9 * before + 0.1 * seconds)
+        # One step that something held up must not rule a shape out.
+        self._seconds[rows, width, drafted] = min(seconds, 0.9 * before + 0.1 * min(seconds, 2 * before))
 
     def plan(
         self, rows: int, guesses: Mapping[int, Guess], most: int = WIDTHS[-1], ahead: Mapping[int, int] | None = None

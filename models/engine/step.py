@@ -47,14 +47,21 @@ class Scored:
 
 
 def step_inputs(
-    jobs: Mapping[int, Job], count: int, vocab_size: int, guesses: Mapping[int, Guess], width: int
+    jobs: Mapping[int, Job],
+    count: int,
+    vocab_size: int,
+    guesses: Mapping[int, Guess],
+    width: int,
+    *,
+    alike: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any], np.ndarray | None]:
     """What ``runner.decode`` and ``sampling.draw`` take, for ``count`` rows; idle ones have length -1.
 
-    A step of width 1 computes one token a row; a wider one checks ``guesses`` too.
+    A step of width 1 computes one token a row; a wider one checks ``guesses`` too. If ``alike``, what is drawn goes
+    through the same program whatever rules the rows have.
     """
     rows = [jobs.get(row) for row in range(count)]
-    fresh = [job.request.prompt[-1] if job and not job.dispatched else -1 for job in rows]
+    fresh = [0 if job is None else -1 if job.dispatched else job.request.prompt[-1] for job in rows]
     drafts = [guesses.get(row, Guess()).tokens for row in range(len(rows))]
     samplings = [job.request.sampling if job else None for job in rows]
     rules: dict[str, Any] = {
@@ -64,7 +71,7 @@ def step_inputs(
         "temperature": np.array([s.temperature if s else 0.0 for s in samplings], np.float32),
     }
     some = [s or Sampling() for s in samplings]
-    cuts = any(s.top_k > 0 or s.top_p < 1 or s.min_p > 0 for s in some)
+    cuts = alike or any(s.top_k > 0 or s.top_p < 1 or s.min_p > 0 for s in some)
     if cuts:
         top_k = np.array([s.top_k for s in some], np.int32)
         rules["cuts"] = (top_k, *(np.array([getattr(s, n) for s in some], np.float32) for n in ("top_p", "min_p")))

@@ -26,7 +26,7 @@ from .request import FinishReason, Request
 from .sampling import Drawn, draw
 from .scheduler import Chunk, Scheduler
 from .shapes import MOST_ROWS, Shapes
-from .slots import Fork, Swap
+from .slots import Fork, Slot, Swap
 from .speculation import MODEL, Drafter, Guess, cut
 from .step import SAMPLINGS, Flight, Scored, step_inputs
 
@@ -57,6 +57,7 @@ class Worker:
         self._scored: list[Scored] = []
         self._drafter, self.speculate = Drafter(), speculate and not shapes.deterministic
         self._shape: tuple[int, int, bool, int] | None = None
+        self._asked = False
         self.steps = self.rows_run = self.tokens_decoded = self.tokens_prefilled = self.guessed = self.kept = 0
 
     def run(self) -> None:
@@ -73,13 +74,15 @@ class Worker:
                 self._fail(error)
         for job in self.scheduler.jobs:
             job.finish("cancelled", self.tokenizer)
-        self._forget()
+        self.forget()
 
     def _turn(self) -> None:
         began = time.monotonic()
         with self._wake:
             over = self.scheduler.over()
             for job, _ in over:
+                if job.slot and not job.logprobs:  # nobody knows whether what it wrote are numbers
+                    self._wipe(job.slot)
                 self.scheduler.remove(job)
             work = list(self.scheduler.prefill())
         for job, reason in over:
@@ -96,10 +99,11 @@ class Worker:
         self._flight = ahead
         if width > 1:  # how many tokens came of it must be known before the next step
             self._collect()
-        self._time(rows, width, guesses, None if work else time.monotonic() - began)
+        self._time(rows, width, None if work else time.monotonic() - began)
 
     def _draft(self, rows: Mapping[int, Job]) -> tuple[int, dict[int, Guess]]:
         """The width of the next step and what it checks; a preview while a step is in flight."""
+        self._asked = False
         if not self.speculate or not rows or self._batch(rows) > MOST_ROWS:
             return 1, {}
         guesses = {row: job.guess(self._drafter) for row, job in rows.items()}
@@ -108,19 +112,23 @@ class Worker:
         batch, most = self._batch(rows), min(self.shapes.rest(job.position) for job in rows.values())
         ahead = {row: job.ahead for row, job in rows.items()} if self._draft_model else {}
         width, guesses = self._drafter.plan(batch, guesses, most, ahead)
-        drafted = {row: rows[row] for row, guess in guesses.items() if guess.source == MODEL}
-        if self._draft_model and width > 1 and drafted and self._flight is None:
-            for row, tokens in self._draft_model.guess(drafted, batch, width - 1).items():
+        asked = {row: rows[row] for row, guess in guesses.items() if guess.source == MODEL}
+        self._asked = bool(asked) and width > 1
+        if self._draft_model and self._asked and self._flight is None:
+            drafted = self._draft_model.guess(asked, batch, width - 1)
+            for row in asked:
+                tokens = drafted.get(row, [])
                 guesses[row] = rows[row].allowed(Guess(tokens, MODEL))
+                if len(guesses[row].tokens) < len(tokens):  # what the grammar forbids did not come true
+                    self._drafter.learn(Guess(tokens, MODEL), 0)
         return width, cut(guesses, width)
 
     def _batch(self, rows: Mapping[int, Job]) -> int:
         return self.shapes.rows(max(rows))
 
-    def _time(self, rows: Mapping[int, Job], width: int, guesses: Mapping[int, Guess], seconds: float | None) -> None:
+    def _time(self, rows: Mapping[int, Job], width: int, seconds: float | None) -> None:
         """Note what a step cost, unless a prompt, a compilation or another kind of step is in the time."""
-        drafted = any(guess.source == MODEL for guess in guesses.values())
-        shape = (self._batch(rows), width, drafted, runner.compilations()) if rows else None
+        shape = (self._batch(rows), width, self._asked, runner.compilations()) if rows else None
         if shape and seconds is not None and shape == self._shape:
             self._drafter.note(*shape[:3], seconds)
         self._shape = shape
@@ -148,13 +156,22 @@ class Worker:
 
     def _run_step(self, jobs: Mapping[int, Job], rows: int, guesses: Mapping[int, Guess], width: int) -> Drawn:
         lora = self.adapters.of([job.adapter if (job := jobs.get(row)) else None for row in range(rows)])
-        fed, starts, rules, drafts = step_inputs(jobs, rows, self._model.config.vocab_size, guesses, width)
+        fed, starts, rules, drafts = step_inputs(
+            jobs, rows, self._model.config.vocab_size, guesses, width, alike=self.shapes.deterministic
+        )
         logits = self._model.step(self._newest, fed, starts, drafts, lora)
         self._newest, drawn = draw(logits, self._newest, rules, drafts)
         return drawn
 
     def warm(self) -> None:
         """Run every program once over an empty cache; nobody may be running."""
+        try:
+            self._warm()
+        except BaseException:  # what was donated is gone
+            self.forget()
+            raise
+
+    def _warm(self) -> None:
         self.scheduler.table.forget()
         self._model.warm(self.adapters.of([None]))
         for rows in self.shapes.row_buckets:
@@ -169,8 +186,13 @@ class Worker:
         flight, self._flight = self._flight, None
         scored, self._scored = self._scored, []
         for part in scored:
-            if not part.chunk.job.ended and part.deliver():
-                self._end(part.chunk.job, "stop")
+            if (job := part.chunk.job).ended:
+                continue
+            done = part.deliver()
+            if math.isnan(sum(job.logprobs)):
+                self._damaged(job)
+            elif done:
+                self._end(job, "stop")
         if flight is None:
             return
         tokens, raw, sampled, kept = (np.asarray(part).tolist() for part in flight.drawn)
@@ -189,11 +211,7 @@ class Worker:
         """Hand the job its next token; whether it goes on."""
         assert job.slot is not None
         if math.isnan(raw):
-            job.slot.tokens = []
-            self._model.cache.clear(job.slot.index)
-            with self._wake:
-                self.scheduler.remove(job)
-            job.fail(RestillError("the model's logits are not numbers (NaN); its weights or adapter are damaged"))
+            self._damaged(job)
             return False
         self.tokens_decoded += 1
         job.slot.tokens.append((job.tokens or job.request.prompt)[-1])
@@ -201,6 +219,18 @@ class Worker:
         if reason is not None:
             self._end(job, reason)
         return reason is None
+
+    def _damaged(self, job: Job) -> None:
+        assert job.slot is not None
+        self._wipe(job.slot)
+        with self._wake:
+            self.scheduler.remove(job)
+        job.fail(RestillError("the model's logits are not numbers (NaN); its weights or adapter are damaged"))
+
+    def _wipe(self, slot: Slot) -> None:
+        """What is not a number would reach whoever gets the slot next."""
+        slot.tokens = []
+        self._model.cache.clear(slot.index)
 
     def _end(self, job: Job, reason: FinishReason) -> None:
         with self._wake:
@@ -215,11 +245,12 @@ class Worker:
             lost, waiting = list(self.scheduler.running.values()), self.scheduler.waiting
             self.scheduler = Scheduler(self.shapes)
             self.scheduler.waiting = waiting
-        self._forget()
+            self.forget()
         for job in lost:
             job.fail(error)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Start over with empty caches."""
         self._model.forget()
         if self._draft_model:
             self._draft_model.forget()

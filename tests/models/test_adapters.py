@@ -88,6 +88,8 @@ def test_what_does_not_fit_or_is_in_use_is_refused(engine: Engine, adapters: dic
         engine.load_adapter("one", *adapters["one"])
     with pytest.raises(RestillError, match=r"layers\.7\.q\.a"):
         engine.load_adapter("deep", {"layers.7.q.a": np.zeros((32, 4)), "layers.7.q.b": np.zeros((4, 32))}, 1.0)
+    with pytest.raises(RestillError, match="not finite"):
+        engine.load_adapter("damaged", {"layers.0.q.a": np.full((32, 4), np.nan)}, 1.0)
     with pytest.raises(RestillError, match=r"has layers\.0\.q\.a but no layers\.0\.q\.b"):
         engine.load_adapter("half", {"layers.0.q.a": np.zeros((32, 4))}, 1.0)
     job = engine.submit(Request(prompt=(97,) * 9, sampling=Sampling(max_tokens=200, ignore_eos=True), adapter="one"))

@@ -211,7 +211,40 @@ def test_not_a_number_fails_one_request_and_no_other(
         jobs[1].future.result()
     assert [jobs[0].future.result().tokens, jobs[2].future.result().tokens] == before
     assert [c.tokens for c in ask(engine, greedy(PROMPTS[1]), greedy(PROMPTS[2]))] == before  # in the same slots
+    with pytest.raises(RestillError, match="NaN"):
+        engine.score([*PROMPTS[4], poison], [1, 2])
+    late = engine.submit(greedy((7, poison, *range(30)), deadline=time.monotonic() - 1))
+    late.future.result()
+    for _ in range(2):
+        assert [c.tokens for c in ask(engine, greedy(PROMPTS[1]), greedy(PROMPTS[2]))] == before
+        assert np.isfinite(engine.score(PROMPTS[1], [5, 6])).all()
     engine.close()
+
+
+def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(
+    tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    engine = Engine(tiny_config, tiny_params, tiny_tokenizer, slots=2, draft=(tiny_config, tiny_params))
+    before = ask(engine, greedy(PROMPTS[1]))[0].tokens
+    for model in (engine._worker._model, engine._worker._draft_model._model):  # type: ignore[union-attr]
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "step", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                ask(engine, greedy(PROMPTS[3], 40))
+        assert ask(engine, greedy(PROMPTS[1]))[0].tokens == before
+    engine.close()
+
+
+def test_a_reader_that_fails_ends_its_own_request_alone(engine: Engine) -> None:
+    def broken(piece: str) -> None:
+        raise ValueError("the reader's own fault")
+
+    before = ask(engine, greedy(PROMPTS[1], 30))[0].tokens
+    jobs = [engine.submit(greedy(PROMPTS[2], 30), broken), engine.submit(greedy(PROMPTS[1], 30))]
+    with pytest.raises(ValueError, match="own fault"):
+        jobs[0].future.result()
+    assert jobs[1].future.result().tokens == before
 
 
 def test_a_padded_chunk_never_reaches_past_the_cache(engine: Engine) -> None:

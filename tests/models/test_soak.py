@@ -18,6 +18,7 @@ from restill.models.config import DecoderConfig
 from restill.models.engine.engine import Engine
 from restill.models.engine.job import Job
 from restill.models.engine.request import Completion, Request
+from restill.models.errors import RestillError
 from restill.models.lora import init_lora
 from restill.models.tokenizer import Tokenizer
 
@@ -128,14 +129,34 @@ def test_a_deterministic_engine_gives_a_request_the_same_bits_in_any_company(
     steady: Engine, random_request: Make, seed: int
 ) -> None:
     rng = random.Random(seed)
-    requests = [replace(random_request(rng, 400, ADAPTERS), deadline=None) for _ in range(12)]
-    together = steady.generate(requests)
-    scores = steady.score_many([(r.prompt, c.tokens) for r, c in zip(requests, together, strict=True)])
-    for i in rng.sample(range(12), 4):
-        steady.forget()
-        alone = steady.generate([requests[i]])[0]
+    same_bits(steady, [replace(random_request(rng, 400, ADAPTERS), deadline=None) for _ in range(12)], rng)
+
+
+@pytest.mark.slow
+def test_so_does_a_real_model(smollm2: Checkpoint, random_request: Make) -> None:
+    rng = random.Random(3)
+    engine = Engine(smollm2.config, smollm2.params, smollm2.tokenizer, slots=8, max_context=700, deterministic=True)
+    for _ in range(3):
+        same_bits(engine, [replace(random_request(rng, 400, [], 49_000), deadline=None) for _ in range(12)], rng)
+    engine.close()
+
+
+def same_bits(engine: Engine, requests: list[Request], rng: random.Random) -> None:
+    """Some of the requests alone give what they gave together."""
+    together = engine.generate(requests)
+    scores = engine.score_many([(r.prompt, c.tokens) for r, c in zip(requests, together, strict=True)])
+    for i in rng.sample(range(len(requests)), 4):
+        engine.forget()
+        alone = engine.generate([requests[i]])[0]
         assert (alone.tokens, alone.logprobs, alone.sampled_logprobs) == (
             together[i].tokens, together[i].logprobs, together[i].sampled_logprobs
         )  # fmt: skip
-        steady.forget()
-        np.testing.assert_array_equal(steady.score(requests[i].prompt, alone.tokens), scores[i])
+        engine.forget()
+        np.testing.assert_array_equal(engine.score(requests[i].prompt, alone.tokens), scores[i])
+
+
+def test_a_deterministic_engine_never_guesses(steady: Engine) -> None:
+    steady.speculate = True
+    assert not steady.speculate
+    with pytest.raises(RestillError, match="guesses nothing"):
+        Engine(steady.config, steady.params, steady.tokenizer, deterministic=True, draft=(steady.config, steady.params))
