@@ -57,7 +57,8 @@ class Adapters:
         shapes = param_shapes(self._config)
         for key, leaf in leaves.items():
             kernel, _, side = key.rpartition(".")
-            fits = kernel.rpartition(".")[2] in MATMULS and shapes.get(kernel, (0, 0))["ab".index(side)]
+            known = kernel.rpartition(".")[2] in MATMULS and side in ("a", "b")
+            fits = known and shapes.get(kernel, (0, 0))["ab".index(side)]
             if not fits or leaf.shape["ab".index(side)] != fits:
                 raise RestillError(f"adapter {name!r} does not fit this model: {key} is {tuple(leaf.shape)}")
             if not np.isfinite(leaf).all():

@@ -39,8 +39,7 @@ class Engine:
         speculate: guess tokens that were seen before and check several a step where that pays; changes no result.
         draft: a smaller model with the same tokenizer, ``(config, params)``, that guesses too; changes no result.
         deterministic: a request's tokens and log-probabilities are the same bits whatever else runs, waits or is
-            cached (of one machine, model and set of loaded adapters).
-            Slower: a step always computes all slots, and nothing is guessed.
+            cached (of one machine, model and set of loaded adapters); slower, since a step computes all slots.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -48,7 +49,10 @@ def mask_rows(
 
     The first of a row's ``width`` masks is for the next token, those after it for what follows its draft so far.
     """
-    bits = np.full((len(matchers) * width, -(-vocab_size // 32)), -1, np.int32)
+    free = _all_allowed(len(matchers) * width, -(-vocab_size // 32))
+    if not any(matchers):
+        return free
+    bits = free.copy()
     for row, matcher in enumerate(matchers):
         if matcher is None:
             continue
@@ -61,4 +65,11 @@ def mask_rows(
                 fill_next_token_bitmask(ahead, bits, row * width + place)
                 if ahead.is_stopped():  # all that may follow is the end of the turn
                     break
+    return bits
+
+
+@cache
+def _all_allowed(rows: int, words: int) -> np.ndarray:
+    bits = np.full((rows, words), -1, np.int32)
+    bits.flags.writeable = False  # every step without a grammar shares it
     return bits

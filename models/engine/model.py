@@ -27,7 +27,7 @@ class CachedModel:
     def __init__(self, config: DecoderConfig, params: Mapping[str, Array], shapes: Shapes, dtype: Any) -> None:
         self.config, self._params, self._shapes, self._dtype = config, params, shapes, dtype
         self.cache = KVCache(config, shapes, dtype)
-        self._layers = [_of_layer(params, i) for i in range(config.num_layers)]
+        self._layers = _by_layer(params, config.num_layers)
         self._outer = {name: leaf for name, leaf in params.items() if not name.startswith("layers.")}
 
     def forget(self) -> None:
@@ -52,11 +52,12 @@ class CachedModel:
         self, slot: int, start: int, tokens: Sequence[int], width: int, targets: Sequence[int], lora: Lora | None
     ) -> tuple[list[tuple[Array, Array]], Array | None]:
         prefix, at, layers = self.cache.prefix(slot, start), np.int32(start), self.config.num_layers
+        adapters = _by_layer(lora[0], layers) if lora else []
         ends = self._shapes.ends[: self._shapes.parts(start)]
         x, fresh = runner.embed(self._outer["embed"], pad_to(tokens, width)), list[tuple[Array, Array]]()
         for i, (params, segments) in enumerate(zip(self._layers, prefix, strict=True)):
             last = i == layers - 1 and not targets
-            own = (_of_layer(lora[0], i), lora[1]) if lora else None
+            own = (adapters[i], lora[1]) if lora else None
             x, k, v = runner.prefill_layer(self.config, params, x, segments, at, own, ends=ends, last=last)
             fresh.append((k, v))
         if not targets:
@@ -99,7 +100,12 @@ class CachedModel:
             self.cache.clear(slot)
 
 
-def _of_layer(leaves: Mapping[str, Array], i: int) -> dict[str, Array]:
-    """The leaves of one layer, named as if it were the first: what differs in name alone is compiled once."""
-    prefix = f"layers.{i}."
-    return {"layers.0." + name[len(prefix) :]: leaf for name, leaf in leaves.items() if name.startswith(prefix)}
+def _by_layer(leaves: Mapping[str, Array], count: int) -> list[dict[str, Array]]:
+    """The leaves of each layer, named as if it were the first: what differs in name alone is compiled once."""
+    layers: list[dict[str, Array]] = [{} for _ in range(count)]
+    for name, leaf in leaves.items():
+        kind, _, rest = name.partition(".")
+        if kind == "layers":
+            index, _, own = rest.partition(".")
+            layers[int(index)][f"layers.0.{own}"] = leaf
+    return layers

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -49,24 +50,24 @@ class Shapes:
         """Prefixes are reused up to multiples of this."""
         return _FIXED_CHUNK if self.deterministic else 1
 
-    @property
+    @cached_property
     def row_buckets(self) -> list[int]:
         """How many rows a decode step may have."""
         few = set() if self.deterministic else {b for b in _BUCKETS if b < self.slots}
         return sorted(few | {self.slots})
 
-    @property
+    @cached_property
     def groups(self) -> list[range]:
         """The slots of every group."""
         return [range(a, b) for a, b in pairwise([0, *self.row_buckets])]
 
-    @property
+    @cached_property
     def ends(self) -> tuple[int, ...]:
         """Where every segment ends."""
         few = () if self.deterministic else tuple(e for e in _ENDS if e < self.max_context)
         return (*few, self.max_context)
 
-    @property
+    @cached_property
     def segments(self) -> list[range]:
         """The tokens of every segment."""
         return [range(a, b) for a, b in pairwise([0, *self.ends])]

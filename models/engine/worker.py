@@ -127,9 +127,12 @@ class Worker:
         return self.shapes.rows(max(rows))
 
     def _time(self, rows: Mapping[int, Job], width: int, seconds: float | None) -> None:
-        """Note what a step cost, unless a prompt, a compilation or another kind of step is in the time."""
-        shape = (self._batch(rows), width, self._asked, runner.compilations()) if rows else None
-        if shape and seconds is not None and shape == self._shape:
+        """Note what a step cost where guesses may be checked, unless a prompt or another shape is in the time."""
+        if not (self.speculate and rows) or (batch := self._batch(rows)) > MOST_ROWS:
+            self._shape = None
+            return
+        shape = (batch, width, self._asked, runner.compilations())
+        if seconds is not None and shape == self._shape:
             self._drafter.note(*shape[:3], seconds)
         self._shape = shape
 
