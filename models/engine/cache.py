@@ -35,15 +35,15 @@ class KVCache:
         return self._grid[where]
 
     def groups(self, rows: int, longest: int) -> tuple[tuple[Cache, ...], ...]:
-        """The first ``longest`` tokens of the first ``rows`` slots: per group its segments."""
-        segments, groups = range(max(1, self._shapes.parts(longest))), enumerate(self._shapes.groups)
+        """What a program gets that looks at ``longest`` tokens of the first ``rows`` slots: per group its segments."""
+        segments, groups = range(max(1, self._shapes.reach(longest))), enumerate(self._shapes.groups)
         return tuple(tuple(self._part(i, j) for j in segments) for i, group in groups if group.start < rows)
 
     def prefix(self, slot: int, length: int) -> Iterator[list[tuple[Array, Array]]]:
-        """The first ``length`` tokens of one slot: of each layer in turn, its segments."""
+        """What a program gets that looks at the first ``length`` tokens of a slot: of each layer in turn, segments."""
         group, row = self._shapes.row(slot)
         where = np.int32(row)
-        parts = [self._part(group, j) for j in range(self._shapes.parts(length))]
+        parts = [self._part(group, j) for j in range(self._shapes.reach(length))]
         return ([runner.take(part[i], where) for part in parts] for i in range(self._config.num_layers))
 
     def put_chunk(self, slot: int, start: int, fresh: Sequence[tuple[Array, Array]]) -> None:

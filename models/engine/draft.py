@@ -22,7 +22,7 @@ from .sampling import draw
 from .scheduler import PREFILL_TOKENS
 from .shapes import MOST_ROWS, Shapes
 from .slots import common_prefix
-from .step import SAMPLINGS, step_inputs
+from .step import SAMPLINGS, drawing_rules, step_inputs
 
 
 class DraftModel:
@@ -42,7 +42,8 @@ class DraftModel:
         jobs = self._follow(jobs, rows)
         if not jobs:
             return {}
-        fed, starts, rules, _ = step_inputs(jobs, rows, self._vocab, {}, 1)
+        fed, starts, _ = step_inputs(jobs, rows, {}, 1)
+        rules = drawing_rules(jobs, rows, self._vocab, {}, 1)
         for row, job in jobs.items():
             fed[row] = _known(job)[-1]
         drawn = []
@@ -89,9 +90,11 @@ class DraftModel:
         self._held = {}
         self._model.warm()
         for rows in (b for b in self._shapes.row_buckets if b <= MOST_ROWS):
-            for segment, sampling in product(self._shapes.segments, SAMPLINGS):
+            for segment, sampling in product(self._shapes.segments, SAMPLINGS):  # it writes in all of them
                 job = Job(Request(prompt=(0,), sampling=sampling), 1, None, dispatched=segment.start + 1)
-                fed, starts, rules, _ = step_inputs(dict.fromkeys(range(rows), job), rows, self._vocab, {}, 1)
+                jobs = dict.fromkeys(range(rows), job)
+                fed, starts, _ = step_inputs(jobs, rows, {}, 1)
+                rules = drawing_rules(jobs, rows, self._vocab, {}, 1)
                 self._newest, _ = draw(self._model.step(self._newest, fed, starts), self._newest, rules)
 
     def forget(self) -> None:

@@ -75,7 +75,7 @@ class Job:
 
     @property
     def waits(self) -> bool:
-        """Whether the host must have read the last token before the next can be drawn."""
+        """Whether the host must have read the last token before it can say what the next may be."""
         return self.matcher is not None or self.request.sampling.repetition_penalty != 1
 
     @property

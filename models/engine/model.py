@@ -53,7 +53,7 @@ class CachedModel:
     ) -> tuple[list[tuple[Array, Array]], Array | None]:
         prefix, at, layers = self.cache.prefix(slot, start), np.int32(start), self.config.num_layers
         adapters = _by_layer(lora[0], layers) if lora else []
-        ends = self._shapes.ends[: self._shapes.parts(start)]
+        ends = self._shapes.ends[: self._shapes.reach(start)]
         x, fresh = runner.embed(self._outer["embed"], pad_to(tokens, width)), list[tuple[Array, Array]]()
         for i, (params, segments) in enumerate(zip(self._layers, prefix, strict=True)):
             last = i == layers - 1 and not targets
@@ -90,7 +90,7 @@ class CachedModel:
         """Compile what prompts need."""
         slots = [group.start for group in self._shapes.groups]
         for width in self._shapes.chunks:
-            for start, targets in product([0, *self._shapes.ends], ((), (0,))):
+            for start, targets in product([0, *self._shapes.reaches], ((), (0,))):
                 fresh, _ = self._compute(0, start, (), width, targets, lora)
             fitting = [part for part in self._shapes.segments if width <= len(part) + self._shapes.margin]
             for slot, segment in product(slots, fitting):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,32 +47,70 @@ def _adapters(lora: Lora | None) -> tuple[Params, float | Array]:
     return (lora[0], jnp.asarray(lora[1])) if lora else ({}, 1.0)
 
 
+class _Part(NamedTuple):
+    """Attention over some of the keys.
+
+    Attributes:
+        top: ``[B, KV, Q, 1]`` largest score. total: ``[B, KV, Q, 1]`` sum of the weights, relative to it.
+        out: ``[B, KV, Q, D]`` sum of the weighted values.
+    """
+
+    top: Array
+    total: Array
+    out: Array
+
+
+def _part(q: Array, *blocks: tuple[Array, Array, Array]) -> _Part:
+    """Attention of ``q [B, KV, Q, D]`` over blocks of keys ``[B, KV, D, C]``, values and what of them counts."""
+    scores = list[Array]()
+    for keys, _, there in blocks:
+        some = jnp.einsum("bkqd,bkdc->bkqc", q, keys, preferred_element_type=jnp.float32)
+        scores.append(jnp.where(there, some, NEG_INF))
+    top = reduce(jnp.maximum, [part.max(-1, keepdims=True) for part in scores])
+    weights = [jnp.exp(part - top) for part in scores]
+    out = [
+        jnp.einsum("bkqc,bkcd->bkqd", part.astype(values.dtype), values, preferred_element_type=jnp.float32)
+        for part, (_, values, _) in zip(weights, blocks, strict=True)
+    ]
+    return _Part(top, reduce(jnp.add, [part.sum(-1, keepdims=True) for part in weights]), reduce(jnp.add, out))
+
+
 def _attend(
-    q: Array, k: Array, v: Array, segments: Sequence[tuple[Array, Array]], lengths: Array, ends: Sequence[int]
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Sequence[tuple[Array, Array]],
+    lengths: Array,
+    ends: Sequence[int],
+    skip: bool,
 ) -> Array:
     """New tokens over the cached ones and, causally, over themselves.
 
     Args:
         q: ``[B, T, H, D]``. k, v: ``[B, T, KV, D]``. segments: ``[B, KV, D, C]`` and ``[B, KV, C, D]`` of each.
         lengths: ``[B]`` how many cached tokens there are. ends: where the segments end.
+        skip: segments that nobody reaches; a condition costs 5 us, which one row with few tokens does not save.
     """
     batch, count, heads, dim = q.shape
     kv = k.shape[2]
     groups = (q * dim**-0.5).reshape(batch, count, kv, -1, dim).transpose(0, 2, 1, 3, 4).reshape(batch, kv, -1, dim)
     causal = jnp.repeat(jnp.tril(jnp.ones((count, count), bool)), heads // kv, axis=0)
-    own = jnp.einsum("bkqd,btkd->bkqt", groups, k, preferred_element_type=jnp.float32)
-    scores = [jnp.where(causal, own, NEG_INF)]
-    for (keys, _), (start, end) in zip(segments, pairwise([0, *ends]), strict=True):
-        cached = jnp.einsum("bkqd,bkdc->bkqc", groups, keys, preferred_element_type=jnp.float32)
-        there = jnp.arange(keys.shape[-1]) < jnp.minimum(lengths - start, end - start)[:, None, None, None]
-        scores.append(jnp.where(there, cached, NEG_INF))
-    top = reduce(jnp.maximum, [part.max(-1) for part in scores])[..., None]
-    weights = [jnp.exp(part - top) for part in scores]
-    out = jnp.einsum("bkqt,btkd->bkqd", weights[0].astype(v.dtype), v, preferred_element_type=jnp.float32)
-    for part, (_, values) in zip(weights[1:], segments, strict=True):
-        out += jnp.einsum("bkqc,bkcd->bkqd", part.astype(v.dtype), values, preferred_element_type=jnp.float32)
-    total = reduce(jnp.add, [part.sum(-1) for part in weights])[..., None]
-    out = (out / total).astype(q.dtype).reshape(batch, kv, count, -1, dim)
+    blocks = [(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), causal)]
+    for segment, (start, end) in zip(segments, pairwise([0, *ends]), strict=True):
+        there = jnp.arange(segment[0].shape[-1]) < jnp.minimum(lengths - start, end - start)[:, None, None, None]
+        blocks.append((*segment, there))
+    sure = 2 if skip else len(blocks)
+    parts = [_part(groups, *blocks[:sure])]
+    none = _Part(*(jnp.full_like(x, fill) for x, fill in zip(parts[0], (NEG_INF, 0, 0), strict=True)))
+    for block, start in zip(blocks[sure:], ends, strict=False):
+        parts.append(lax.cond(jnp.max(lengths) > start, _part, lambda *_: none, groups, block))
+    if len(parts) > 1:
+        top = reduce(jnp.maximum, [part.top for part in parts])
+        parts = [
+            part._replace(total=part.total * (share := jnp.exp(part.top - top)), out=part.out * share) for part in parts
+        ]
+    out = reduce(jnp.add, [part.out for part in parts]) / reduce(jnp.add, [part.total for part in parts])
+    out = out.astype(q.dtype).reshape(batch, kv, count, -1, dim)
     return out.transpose(0, 2, 1, 3, 4).reshape(batch, count, heads, dim)
 
 
@@ -109,7 +147,7 @@ def prefill_layer(
 
     def attend(_: int, q: Array, k: Array, v: Array) -> Array:
         fresh.extend((k, v))
-        return q if last else _attend(q, k, v, prefix, start[None], ends)
+        return q if last else _attend(q, k, v, prefix, start[None], ends, skip=True)
 
     layer = Block(config, params, 0, *_adapters(lora))
     angles = rope_angles((start + jnp.arange(x.shape[1]))[None], config.head_dim, config.rope_theta)
@@ -166,7 +204,7 @@ def decode(
             rows = slice(row, row := row + group[0][layer][0].shape[0])
             written.append((k[rows], v[rows]))
             segments = [segment[layer] for segment in group]
-            out.append(_attend(q[rows], k[rows], v[rows], segments, lengths[rows], ends))
+            out.append(_attend(q[rows], k[rows], v[rows], segments, lengths[rows], ends, skip=batch > 1))
         return jnp.concatenate(out)
 
     model = Decoder(config, params, *_adapters(lora))

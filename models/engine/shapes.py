@@ -1,8 +1,9 @@
 """Every size that a program is compiled for: few of them, so that compiling ends.
 
-The cache is a grid. Slots lie in groups of 1, 3, 4, 8, ... rows, tokens in segments of 512 (later of more). A group has
+The cache is a grid. Slots lie in groups of 1, 3, 4, 8, ... rows, tokens in segments of 256 (later of more). A group has
 an array for each segment, and a step takes the first few of both, whole. (A part of an array would be copied first:
-8 rows, 512 of 2,016 tokens, took 70 ms instead of 49.)
+8 rows, 512 of 2,016 tokens, took 70 ms instead of 49.) Programs are compiled for every second segment's end; what they
+get beyond a group's longest row they skip.
 
 A deterministic engine has one size of each kind: a sum over other sizes may differ in its last bit.
 """
@@ -23,7 +24,8 @@ WIDTHS = (4, 8)
 MOST_ROWS = 4
 """More running rows than this fill the processor by themselves; nothing is guessed then."""
 _FIXED_CHUNK = 64
-_ENDS = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768)
+_REACHES = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768)
+_HALVED = 512
 _BUCKETS = (1, 4, 8, 16, 32, 64)
 
 
@@ -62,10 +64,19 @@ class Shapes:
         return [range(a, b) for a, b in pairwise([0, *self.row_buckets])]
 
     @cached_property
-    def ends(self) -> tuple[int, ...]:
-        """Where every segment ends."""
-        few = () if self.deterministic else tuple(e for e in _ENDS if e < self.max_context)
+    def reaches(self) -> tuple[int, ...]:
+        """How many tokens a program may look at: there is one for each."""
+        few = () if self.deterministic else tuple(r for r in _REACHES if r < self.max_context)
         return (*few, self.max_context)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Where every segment ends: halfway between two reaches and at each of them."""
+        ends = list[int]()
+        for start, end in pairwise([0, *self.reaches]):
+            halved = end - start >= _HALVED and not self.deterministic
+            ends += [(start + end) // 2, end] if halved else [end]
+        return tuple(ends)
 
     @cached_property
     def segments(self) -> list[range]:
@@ -79,6 +90,10 @@ class Shapes:
     def parts(self, length: int) -> int:
         """How many segments hold the first ``length`` tokens."""
         return sum(segment.start < length for segment in self.segments)
+
+    def reach(self, length: int) -> int:
+        """How many segments a program gets that looks at the first ``length`` tokens."""
+        return self.parts(next(r for r in (0, *self.reaches) if r >= length))
 
     def rest(self, length: int) -> int:
         """Tokens that still fit into the segment that ``length`` tokens reach."""

@@ -47,6 +47,21 @@ class Scored:
 
 
 def step_inputs(
+    jobs: Mapping[int, Job], count: int, guesses: Mapping[int, Guess], width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """What ``runner.decode`` takes for ``count`` rows: tokens to feed, lengths (-1 where nobody is) and drafts.
+
+    A step of width 1 computes one token a row; a wider one checks ``guesses`` too.
+    """
+    rows = [jobs.get(row) for row in range(count)]
+    fresh = [0 if job is None else -1 if job.dispatched else job.request.prompt[-1] for job in rows]
+    drafts = [guesses.get(row, Guess()).tokens for row in range(count)]
+    padded = np.array([[*draft, *[-1] * (width - 1 - len(draft))] for draft in drafts], np.int32) if width > 1 else None
+    lengths = [job.position if job else -1 for job in rows]
+    return np.array(fresh, np.int32), np.array(lengths, np.int32), padded
+
+
+def drawing_rules(
     jobs: Mapping[int, Job],
     count: int,
     vocab_size: int,
@@ -54,15 +69,13 @@ def step_inputs(
     width: int,
     *,
     alike: bool = False,
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any], np.ndarray | None]:
-    """What ``runner.decode`` and ``sampling.draw`` take, for ``count`` rows; idle ones have length -1.
+) -> dict[str, Any]:
+    """What ``sampling.draw`` takes for those rows; all that was drawn before must have been read.
 
-    A step of width 1 computes one token a row; a wider one checks ``guesses`` too. If ``alike``, what is drawn goes
-    through the same program whatever rules the rows have.
+    If ``alike``, what is drawn goes through the same program whatever rules the rows have.
     """
-    rows = [jobs.get(row) for row in range(count)]
-    fresh = [0 if job is None else -1 if job.dispatched else job.request.prompt[-1] for job in rows]
-    drafts = [guesses.get(row, Guess()).tokens for row in range(len(rows))]
+    rows = [None if job is None or job.ended else job for job in map(jobs.get, range(count))]
+    drafts = [guesses.get(row, Guess()).tokens for row in range(count)]
     samplings = [job.request.sampling if job else None for job in rows]
     rules: dict[str, Any] = {
         "bits": mask_rows([job.matcher if job else None for job in rows], vocab_size, drafts, width),
@@ -76,14 +89,12 @@ def step_inputs(
         top_k = np.array([s.top_k for s in some], np.int32)
         rules["cuts"] = (top_k, *(np.array([getattr(s, n) for s in some], np.float32) for n in ("top_p", "min_p")))
     if cuts or any(s.repetition_penalty != 1 for s in some):  # one program for cuts, with penalties or without
-        seen = np.zeros((len(rows), -(-vocab_size // 32)), np.int32)
+        seen = np.zeros((count, -(-vocab_size // 32)), np.int32)
         for row, job in enumerate(rows):
             if job is not None and job.request.sampling.repetition_penalty != 1:
                 seen[row] = _bits([*job.request.prompt, *job.tokens], vocab_size)
         rules["repeated"] = (seen, np.array([s.repetition_penalty for s in some], np.float32))
-    padded = np.array([[*draft, *[-1] * (width - 1 - len(draft))] for draft in drafts], np.int32) if width > 1 else None
-    lengths = [job.position if job else -1 for job in rows]
-    return np.array(fresh, np.int32), np.array(lengths, np.int32), rules, padded
+    return rules
 
 
 SAMPLINGS = (Sampling(), Sampling(repetition_penalty=1.1), Sampling(top_p=0.9))

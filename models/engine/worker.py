@@ -1,7 +1,8 @@
 """The working half of the engine: one thread that computes what the scheduler plans.
 
 A decode step gives one token to every running request. The device is always one step ahead of what the host has read,
-so that it never waits for the host; what a request was given beyond its end is dropped.
+so that it never waits for the host; what a request was given beyond its end is dropped. Where the host decides what may
+be drawn (a grammar, a repetition penalty) it reads the last token while the device computes the next logits.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .scheduler import Chunk, Scheduler
 from .shapes import MOST_ROWS, Shapes
 from .slots import Fork, Slot, Swap
 from .speculation import MODEL, Drafter, Guess, cut
-from .step import SAMPLINGS, Flight, Scored, step_inputs
+from .step import SAMPLINGS, Flight, Scored, drawing_rules, step_inputs
 
 
 class Worker:
@@ -90,7 +91,7 @@ class Worker:
         self._prefill(work)
         rows = self.scheduler.rows()
         width, guesses = self._draft(rows)
-        if self._flight is not None and (width > 1 or any(job.waits for job in rows.values())):
+        if self._flight is not None and width > 1:
             self._collect()
             rows = self.scheduler.rows()
             width, guesses = self._draft(rows)
@@ -159,10 +160,12 @@ class Worker:
 
     def _run_step(self, jobs: Mapping[int, Job], rows: int, guesses: Mapping[int, Guess], width: int) -> Drawn:
         lora = self.adapters.of([job.adapter if (job := jobs.get(row)) else None for row in range(rows)])
-        fed, starts, rules, drafts = step_inputs(
-            jobs, rows, self._model.config.vocab_size, guesses, width, alike=self.shapes.deterministic
-        )
+        fed, starts, drafts = step_inputs(jobs, rows, guesses, width)
         logits = self._model.step(self._newest, fed, starts, drafts, lora)
+        if any(job.waits for job in jobs.values()):
+            self._collect()
+        vocab, alike = self._model.config.vocab_size, self.shapes.deterministic
+        rules = drawing_rules(jobs, rows, vocab, guesses, width, alike=alike)
         self._newest, drawn = draw(logits, self._newest, rules, drafts)
         return drawn
 

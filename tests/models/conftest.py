@@ -57,5 +57,6 @@ def random_request() -> Callable[..., Request]:
 def short_segments() -> Iterator[None]:
     """So that short requests cross from one segment of the cache into the next."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "_ENDS", (40,))
+        patch.setattr(shapes, "_REACHES", (40,))
+        patch.setattr(shapes, "_HALVED", 40)
         yield
