@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -13,7 +14,13 @@ if TYPE_CHECKING:
 
 
 class Document(BaseModel):
-    """One text of the collection. JSONL spells the id ``_id``; both spellings are read."""
+    """One text of the collection. JSONL spells the id ``_id``; both spellings are read.
+
+    Attributes:
+        source: absolute path or URL it was read from; the documents of a JSONL or CSV file share it. What is
+            loaded from the same source later replaces them.
+        format: "markdown" if lines like ``## Masts`` are headings, "text" if they are nothing special.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -21,13 +28,16 @@ class Document(BaseModel):
     title: str = ""
     text: str
     metadata: dict[str, Any] = {}
+    source: str | None = None
+    format: Literal["text", "markdown"] = "text"
 
 
 class Chunk(BaseModel):
     """A passage of a document: ``document.text[start:end] == chunk.text``.
 
-    ``chunk_id`` is unique in the index, ``content_hash`` is the SHA-256 of title and text: chunks with the
-    same hash have the same vector under the same encoder.
+    ``headings`` is the path of headings, outermost first, that hold for all of the passage. ``chunk_id`` is
+    unique in the index, ``content_hash`` is the SHA-256 of title, headings and text: chunks with the same hash
+    have the same vector under the same encoder.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,6 +50,7 @@ class Chunk(BaseModel):
     end: int
     content_hash: str
     metadata: dict[str, Any] = {}
+    headings: tuple[str, ...] = ()
 
 
 class Hit(BaseModel):
@@ -82,6 +93,8 @@ class Encoder(Protocol):
         ...
 
 
-def content_hash(title: str, text: str) -> str:
-    """SHA-256 (hex) of title and text; the length keeps a line from counting as either."""
-    return hashlib.sha256(f"{len(title)}\n{title}\n{text}".encode()).hexdigest()
+def content_hash(title: str, text: str, headings: Sequence[str] = ()) -> str:
+    """SHA-256 (hex) of title, headings and text; no two different triples give the same bytes."""
+    # Without headings it starts with a digit, with them with a bracket; JSON has no line break inside.
+    context = json.dumps([title, *headings]) if headings else f"{len(title)}\n{title}"
+    return hashlib.sha256(f"{context}\n{text}".encode()).hexdigest()
