@@ -2,175 +2,187 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import PurePath
+from typing import Any, Literal, NamedTuple
 
 from ..models.errors import RestillError
+from .decode import UnreadableFile, decode, valid
+from .markdown import title as markdown_title
 from .types import Document
+from .word import read_docx
 
-# Both libraries report odd files through logging; without a handler Python prints that to stderr.
+# These libraries report odd files through logging; without a handler Python prints that to stderr.
 for _library in ("pypdf", "trafilatura"):
     logging.getLogger(_library).addHandler(logging.NullHandler())
 
+HTML_BYTES = 32 << 20
+"""The largest page that is parsed: its tree takes ten times that."""
 
-class UnreadableFile(RestillError):
-    """A file that gives no text; a folder with other documents is loaded without it."""
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """What is refused, and how text that is not Unicode is read.
+
+    Attributes:
+        max_bytes: largest file that is read (for DOCX: also unpacked; for JSONL: a line). About four times as
+            much memory is needed while it is.
+        fallback_encoding: see ``decode``; None refuses text that is not Unicode.
+    """
+
+    max_bytes: int = 256 << 20
+    fallback_encoding: str | None = "cp1252"
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            RestillError: Python knows no such encoding, or the limit is not positive.
+        """
+        if self.max_bytes < 1:
+            raise RestillError(f"max_bytes={self.max_bytes}: must be at least 1")
+        try:
+            if self.fallback_encoding is not None:
+                "".encode(codecs.lookup(self.fallback_encoding).name)
+        except LookupError as error:
+            raise RestillError(f"fallback_encoding={self.fallback_encoding!r}: {error}") from error
 
 
 class _Content(NamedTuple):
     text: str
     title: str = ""
     metadata: dict[str, Any] = {}
+    format: Literal["text", "markdown"] = "text"
+    warning: str = ""
 
 
-def read_file(file: Path, name: str) -> Document:
-    """Read a file that holds one document; ``name`` becomes its id.
+def read_document(name: str, place: str, data: bytes, suffix: str, options: LoadOptions) -> tuple[Document, str]:
+    """Read a file or page that holds one document; returns it and a warning, empty if all is well.
 
-    The title is the first heading (HTML: ``<h1>``, else ``<title>``; PDF: the title in its metadata), or the
-    file's stem.
+    The title is the first heading (HTML: ``<h1>``, else ``<title>``; PDF and DOCX: the title in the properties,
+    DOCX: else the first heading), or the stem of ``name``, which becomes the id. HTML and DOCX become Markdown.
 
-    Raises:
-        UnreadableFile: it cannot be opened or decoded, or holds no text.
-    """
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UnreadableFile(f"{file}: cannot be read ({error.strerror})") from error
-    content = READERS[file.suffix.lower()](file, data)
-    if not content.text.strip():
-        raise UnreadableFile(f"{file}: holds no text")
-    title = " ".join(content.title.split()) or file.stem
-    return Document(id=name, title=_valid(title), text=_valid(content.text), metadata=content.metadata)
-
-
-def read_collection(file: Path, name: str) -> Iterator[tuple[int, Document]]:
-    """Yield (line number, document) of a JSONL collection: an object with ``text`` a line.
-
-    ``_id`` (or ``id``, else ``name:line``) is the document's id, ``title`` its title; every other key goes to
-    its metadata, as do the keys of a ``metadata`` object.
+    Args:
+        name: the document's id.
+        place: path or URL, for messages.
+        data: all of its bytes.
+        suffix: key of ``READERS``.
+        options: limits and encoding.
 
     Raises:
-        RestillError: the file cannot be read, or a line is no such object; the message names file and line.
+        UnreadableFile: it cannot be decoded or parsed, or holds no text.
     """
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, _record(line, f"{file}:{number}", f"{name}:{number}")
-    except OSError as error:
-        raise RestillError(f"{file}: cannot be read ({error.strerror})") from error
+    content = READERS[suffix](place, data, options)
+    text = valid(content.text)
+    if not text.strip():
+        raise UnreadableFile(f"{place}: holds no text" if data else f"{place}: is empty (0 bytes)")
+    title = valid(" ".join(content.title.split())) or PurePath(name).stem or name
+    document = Document(id=name, title=title, text=text, metadata=content.metadata, format=content.format)
+    return document, content.warning
 
 
-def _record(line: bytes, place: str, fallback_id: str) -> Document:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise RestillError(f"{place}: not UTF-8 (byte {error.start} of the line); convert the file") from error
-    except (ValueError, RecursionError) as error:
-        raise RestillError(f"{place}: not a JSON object in one line ({error})") from error
-    if not isinstance(record, dict):
-        raise RestillError(f"{place}: expected a JSON object with 'text', found {type(record).__name__}")
-    if b"\\ud" in line.lower():
-        record = json.loads(_valid(json.dumps(record, ensure_ascii=False)))
-    text, title, extra = record.pop("text", None), record.pop("title", None) or "", record.pop("metadata", {})
-    if not isinstance(text, str):
-        found = "is missing" if text is None else f"is a {type(text).__name__}"
-        raise RestillError(f"{place}: 'text' {found}; every line needs a string 'text'")
-    if not isinstance(title, str):
-        raise RestillError(f"{place}: 'title' is a {type(title).__name__}; it must be a string")
-    identity = record.pop("_id", None)
-    if identity is None:
-        identity = record.pop("id", None)
-    if identity is None:
-        identity = fallback_id
-    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
-        raise RestillError(f"{place}: '_id' is {identity!r}; it must be a string or an integer")
-    metadata = {**record, **extra} if isinstance(extra, dict) else {**record, "metadata": extra}
-    return Document(id=str(identity), title=" ".join(title.split()), text=text, metadata=metadata)
+def _text(place: str, data: bytes, options: LoadOptions) -> _Content:
+    text, warning = decode(place, data, options.fallback_encoding)
+    return _Content(text, warning=warning)
 
 
-def _text(file: Path, data: bytes) -> _Content:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UnreadableFile(
-            f"{file}: not UTF-8 (byte {error.start} is {data[error.start]:#04x}); "
-            "convert it, for example with iconv -f LATIN1 -t UTF-8"
-        ) from error
-    return _Content(text.replace("\r\n", "\n").replace("\r", "\n"))
+def _markdown(place: str, data: bytes, options: LoadOptions) -> _Content:
+    text, warning = decode(place, data, options.fallback_encoding)
+    return _Content(text, markdown_title(text), format="markdown", warning=warning)
 
 
-_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)\n", re.S)
-_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(\S.*?)[ \t#]*$|^(\S.*)\n(?:=+|-{3,})[ \t]*$", re.M)
+def _docx(place: str, data: bytes, options: LoadOptions) -> _Content:
+    text, title = read_docx(place, data, options.max_bytes)
+    return _Content(text, title or markdown_title(text), format="markdown")
 
 
-def _markdown(file: Path, data: bytes) -> _Content:
-    text = _text(file, data).text
-    start = 0
-    if front := _FRONT_MATTER.match(text):
-        start = front.end()
-        if named := re.search(r"^title:[ \t]*(\S.*)$", front[1], re.M):
-            return _Content(text, named[1].strip().strip("\"'"))
-    heading = _HEADING.search(text, start)
-    return _Content(text, (heading[1] or heading[2]) if heading else "")
+_DECLARED = re.compile(rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?([A-Za-z0-9_:-]{1,40})""", re.I)
 
 
-def _html(file: Path, data: bytes) -> _Content:
+def _html(place: str, data: bytes, options: LoadOptions) -> _Content:
     import trafilatura
+    from trafilatura.xml import xmltotxt
 
+    if len(data) > HTML_BYTES:
+        raise UnreadableFile(f"{place}: {len(data)} bytes of HTML, more than the {HTML_BYTES} that are parsed")
+    text, warning = _decode_html(place, data, options)
     try:
-        tree = trafilatura.load_html(data)
+        tree = trafilatura.load_html(text)
         if tree is None:
-            raise UnreadableFile(f"{file}: holds no HTML")
+            raise UnreadableFile(f"{place}: holds no HTML" if data else f"{place}: is empty (0 bytes)")
         heading, title = tree.find(".//h1"), tree.find(".//title")
         titles = [" ".join(tag.text_content().split()) for tag in (heading, title) if tag is not None]
-        # The main text without menus; a page too small or odd for that gives all its text.
-        text = trafilatura.extract(data, include_comments=False) or trafilatura.html2txt(data)
+        # The main text without menus; a page too small or odd for that gives all its text. Only headings, lists
+        # and tables are marked: bold and italics would stand between words.
+        main = trafilatura.bare_extraction(tree, include_comments=False, include_formatting=False)
+        body = None if main is None or isinstance(main, dict) else main.body
+        markdown = xmltotxt(body, include_formatting=True) if body is not None else ""
+        plain = "" if markdown.strip() else trafilatura.html2txt(text)
     except RestillError:
         raise
     except Exception as error:  # both parsers raise many kinds on broken input
-        raise UnreadableFile(f"{file}: cannot be parsed as HTML ({type(error).__name__}: {error})") from error
-    return _Content(text, next(filter(None, titles), ""))
+        raise UnreadableFile(f"{place}: cannot be parsed as HTML ({type(error).__name__}: {error})") from error
+    title = next(filter(None, titles), "")
+    return _Content(plain or markdown, title, format="text" if plain else "markdown", warning=warning)
 
 
-def _pdf(file: Path, data: bytes) -> _Content:
+def _decode_html(place: str, data: bytes, options: LoadOptions) -> tuple[str, str]:
+    """As ``decode``, but what the page declares goes before the fallback."""
+    text, warning = decode(place, data, options.fallback_encoding)
+    declared = _DECLARED.search(data[:4096])
+    if warning and declared:
+        try:
+            return data.decode(declared[1].decode("ascii")), ""
+        except (LookupError, ValueError):
+            pass
+    return text, warning
+
+
+def _pdf(place: str, data: bytes, options: LoadOptions) -> _Content:
     import pypdf
+    from pypdf.errors import DependencyError
 
+    if not data:
+        raise UnreadableFile(f"{place}: is empty (0 bytes)")
+    pages: list[str] = []
+    failed: dict[int, str] = {}
     try:
         reader = pypdf.PdfReader(BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
-            raise UnreadableFile(f"{file}: is encrypted; save it without a password first")
-        pages = [page.extract_text() for page in reader.pages]
+            raise UnreadableFile(f"{place}: is encrypted; save it without a password first")
+        for number, page in enumerate(reader.pages, 1):
+            try:
+                pages.append(page.extract_text())
+            except Exception as error:
+                failed[number] = type(error).__name__
+                pages.append("")
         title = str((reader.metadata or {}).get("/Title") or "")
     except RestillError:
         raise
+    except DependencyError as error:
+        raise UnreadableFile(f"{place}: is encrypted ({error}); save it without encryption") from error
     except Exception as error:  # pypdf raises many kinds on broken input
-        raise UnreadableFile(f"{file}: cannot be read as PDF ({type(error).__name__}: {error})") from error
+        raise UnreadableFile(f"{place}: cannot be read as PDF ({type(error).__name__}: {error})") from error
     if not any(page.strip() for page in pages):
-        raise UnreadableFile(
-            f"{file}: the PDF has {len(pages)} pages but no text, so it is probably scanned; run OCR on it "
-            "(for example ocrmypdf) and try again"
-        )
-    return _Content("\n\n".join(pages), title, {"pages": len(pages)})
+        why = f"{len(failed)} of them cannot be read" if failed else "so it is probably scanned; run OCR on it"
+        raise UnreadableFile(f"{place}: the PDF has {len(pages)} pages but no text, {why} (for example ocrmypdf)")
+    named = ", ".join(f"{number} ({kind})" for number, kind in list(failed.items())[:5])
+    warning = f"{place}: {len(failed)} of {len(pages)} pages cannot be read: {named}" if failed else ""
+    return _Content("\n\n".join(pages), title, {"pages": len(pages)}, warning=warning)
 
 
-def _valid(text: str) -> str:
-    """Replace lone surrogates, which JSON escapes and PDF fonts can contain and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-READERS: dict[str, Callable[[Path, bytes], _Content]] = {
+READERS: dict[str, Callable[[str, bytes, LoadOptions], _Content]] = {
     ".txt": _text, ".text": _text, ".rst": _text,
     ".md": _markdown, ".markdown": _markdown,
     ".html": _html, ".htm": _html, ".xhtml": _html,
-    ".pdf": _pdf,
+    ".pdf": _pdf, ".docx": _docx,
 }  # fmt: skip
 """Reader of one-document files, by suffix."""
 
-COLLECTIONS = dict.fromkeys((".jsonl", ".ndjson"))
-"""Suffixes of files with one document a line."""
+COLLECTIONS = dict.fromkeys((".jsonl", ".ndjson", ".csv", ".tsv"))
+"""Suffixes of files with a document a line or row."""
