@@ -352,7 +352,9 @@ def test_a_page_of_a_pdf_that_cannot_be_read_is_named(tmp_path: Path, monkeypatc
     writer = pypdf.PdfWriter()
     for text in ("First page.", "Second page."):
         writer.append(BytesIO(pdf(text)))
-    writer.pages[1][NameObject("/Resources")] = NameObject("/Nonsense")
+    content = writer.pages[1]["/Contents"].get_object()
+    assert isinstance(content, StreamObject)
+    content[NameObject("/Filter")] = NameObject("/Nonsense")
     writer.write(tmp_path / "two.pdf")
     report = load(tmp_path)
     assert report.documents[0].text.strip() == "First page."
