@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from ..models.errors import RestillError
+from ..retrieval.intervals import bootstrap_interval, paired_interval
 from .question import Question
 from .react import ReActAgent
 from .rollout import rollout
 from .run import Key, Run
-from .scores import bootstrap_interval, exact_match, f1, normalise, paired_interval
+from .scores import exact_match, f1, normalise
 from .trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -22,12 +23,10 @@ if TYPE_CHECKING:
 __all__ = [
     "EvalReport",
     "EvalRow",
-    "bootstrap_interval",
     "evaluate",
     "exact_match",
     "f1",
     "normalise",
-    "paired_interval",
     "score_run",
 ]
 

@@ -19,8 +19,9 @@ _KNOWN = frozenset({"id", "question", "answers", "gold", "gold_titles", "metadat
 class Question(BaseModel):
     """One question.
 
-    Also reads the spellings of public data sets: ``_id``; ``answer`` with ``answer_aliases``; ``gold`` as
-    one string; unknown keys go to ``metadata``. Without an id, one is made from the text.
+    Also reads the spellings of public data sets: ``_id``; ``text`` (BEIR) for the question; ``answer`` with
+    ``answer_aliases``; ``gold`` as one string; unknown keys go to ``metadata``. Without an id, one is made from
+    the text.
 
     Attributes:
         answers: accepted answers; empty when there is no label.
@@ -43,6 +44,8 @@ class Question(BaseModel):
         if not isinstance(data, dict):
             return data
         row = dict(data)
+        if "question" not in row and "text" in row:
+            row["question"] = row.pop("text")
         text = row.get("question")
         if "_id" in row:
             row.setdefault("id", row.pop("_id"))

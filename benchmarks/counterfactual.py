@@ -15,8 +15,9 @@ from typing import Annotated
 import typer
 
 from restill import Budget, EvalReport, JaxChatModel, ReActAgent, Retriever, TextEncoder, World
-from restill.agents.scores import bootstrap_interval, exact_match
+from restill.agents.scores import exact_match
 from restill.models.home import enable_compile_cache
+from restill.retrieval.intervals import bootstrap_interval
 from restill.selftrain.demo import ENCODER, MODEL
 
 

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from restill import Budget, EvalReport, JaxChatModel, ReActAgent, Retriever, World, improve
-from restill.agents.scores import bootstrap_interval, paired_interval
 from restill.models.home import enable_compile_cache
+from restill.retrieval.intervals import bootstrap_interval, paired_interval
 from restill.selftrain.demo import ENCODER, MODEL, WORLD, recipe
 
 ARMS = {"base": "base", "pilot": "pilot", "generation 1": "gen1", "control": "control"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,10 @@ from hypothesis import strategies as st
 
 from restill.agents.budget import Budget
 from restill.agents.evaluate import (
-    bootstrap_interval,
     evaluate,
     exact_match,
     f1,
     normalise,
-    paired_interval,
     score_run,
 )
 from restill.agents.question import Question
@@ -52,27 +49,6 @@ def test_f1_is_a_share_and_exact_matches_have_all_of_it(a: str, b: str) -> None:
     assert f1(a, [b]) == pytest.approx(f1(b, [a]))
     assert exact_match(a, [b]) <= f1(a, [b])
     assert normalise(normalise(a)) == normalise(a) or "  " not in normalise(a)
-
-
-def test_intervals_hold_the_mean_and_are_the_same_each_time() -> None:
-    values = [1.0] * 30 + [0.0] * 70
-    low, high = bootstrap_interval(values, 0)
-    assert low < 0.3 < high and high - low == pytest.approx(2 * 1.96 * math.sqrt(0.21 / 100), rel=0.15)
-    assert bootstrap_interval(values, 0) == (low, high)
-    uneven = [n**0.5 for n in range(20)]
-    assert bootstrap_interval(uneven, 0) == bootstrap_interval(uneven, 0) != bootstrap_interval(uneven, 1)
-    assert bootstrap_interval([1.0] * 5, 0) == (1.0, 1.0)
-    assert all(math.isnan(v) for v in bootstrap_interval([], 0))
-
-
-def test_paired_intervals_see_what_unpaired_ones_cannot() -> None:
-    hard = [float(n % 2) for n in range(200)]
-    better = [min(1.0, v + (n % 10 == 0)) for n, v in enumerate(hard)]
-    low, _ = paired_interval(better, hard, 0)
-    assert low > 0
-    assert bootstrap_interval(better, 0)[0] < bootstrap_interval(hard, 0)[1]
-    with pytest.raises(ValueError):
-        paired_interval([1.0], [1.0, 2.0], 0)
 
 
 def test_a_report_counts_forced_answers_apart(tmp_path: Path, search) -> None:
