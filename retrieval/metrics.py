@@ -110,10 +110,10 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, float]]:
             continue
         try:
             question, document, grade = line.split("\t")
-            qrels.setdefault(question, {})[document] = float(grade)
+            qrels.setdefault(question, {})[document] = float(int(grade))
         except ValueError:
             raise RestillError(
-                f"{path}, line {number} is {line!r:.80}; it must be question id, document id and grade, with tabs"
+                f"{path}, line {number} is {line!r:.80}; it must be question id, document id, whole grade, by tabs"
             ) from None
     if not qrels:
         raise RestillError(f"{path} holds no judgements; give a header line, then question id, document id and grade")

@@ -13,7 +13,7 @@ from restill import Run
 from restill.cli import app
 from restill.models.testing import save_tiny, save_tiny_encoder
 
-COMMANDS = ["pull", "index", "ask", "rollout", "improve", "eval", "show", "world"]
+COMMANDS = ["pull", "index", "ask", "rollout", "improve", "eval", "eval-retrieval", "show", "world"]
 QUICK = ["--few-shot", "0", "--steps", "1", "--seconds", "60"]
 
 

@@ -1,0 +1,139 @@
+"""The command that measures a retriever: whether the documents that hold the answer are found, and how high."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..models.errors import RestillError
+from .common import DocsOption, IndexOption, JsonOption, LimitOption, SeedOption, open_retriever, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..agents.question import Question
+    from ..retrieval.metrics import Search
+    from ..retrieval.retriever import Retriever
+
+
+def _dense(retriever: Retriever) -> Search:
+    return lambda queries, k: retriever.search(queries, k=k)
+
+
+MODES: dict[str, Callable[[Retriever], Search]] = {"dense": _dense}
+"""How a retriever can be asked, by the name that ``--mode`` takes."""
+
+
+def eval_retrieval(
+    questions: Annotated[
+        Path,
+        typer.Argument(
+            metavar="QUESTIONS", help="JSONL with question (or text) and gold or gold_titles, unless --qrels has them."
+        ),
+    ],
+    index: IndexOption = None,
+    docs: DocsOption = None,
+    k: Annotated[list[int], typer.Option("--k", min=1, help="Cut-offs; may be repeated.")] = [5, 10],  # noqa: B006
+    mode: Annotated[
+        list[str], typer.Option(help=f"{', '.join(MODES)}; may be repeated, the others are compared with the first.")
+    ] = ["dense"],  # noqa: B006
+    qrels: Annotated[
+        Path | None, typer.Option(help="Judgements in BEIR's form: TSV of question id, document id, grade.")
+    ] = None,
+    seed: SeedOption = 0,
+    limit: LimitOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure how well documents are found: recall, all-gold, nDCG, MRR and MAP with 95 % intervals.
+
+    all-gold@k is the share of questions with all their gold documents among the first k. MRR and MAP look at
+    the first 100 documents. Questions without gold documents are left out, and counted.
+    """
+    from ..agents.question import read_questions
+    from ..console import stderr, stdout
+    from ..retrieval.metrics import DEPTH, rank_documents, read_qrels, score
+
+    for name in mode:
+        if name not in MODES:
+            raise RestillError(f"unknown mode {name!r}; known: {', '.join(MODES)}")
+    judgements = None if qrels is None else read_qrels(qrels)
+    asked = read_questions(questions, limit=limit)
+    retriever = open_retriever(index, docs, 1, progress=not json)
+    gold = [_relevance(question, retriever, judgements) for question in asked]
+    judged = [i for i, relevance in enumerate(gold) if any(grade > 0 for grade in relevance.values())]
+    if not judged:
+        raise RestillError(f"no question of {questions} has gold documents; give gold, gold_titles or --qrels")
+    known = {chunk.doc_id for chunk in retriever.chunks}
+    unknown = sum(grade > 0 and document not in known for i in judged for document, grade in gold[i].items())
+    for count, problem in (
+        (len(asked) - len(judged), "questions without gold documents left out"),
+        (unknown, "gold documents are not in the index; they count as not found"),
+    ):
+        if count:
+            stderr().print(f"warning: {count} {problem}", style="yellow", markup=False)
+    cutoffs = list(dict.fromkeys(k))
+    values: dict[str, dict[str, list[float]]] = {}
+    for name in dict.fromkeys(mode):
+        search = MODES[name](retriever)
+        rankings = rank_documents(search, [asked[i].question for i in judged], max(DEPTH, *cutoffs))
+        values[name] = score(rankings, [gold[i] for i in judged], cutoffs)
+    modes = compare(values, seed)
+    if json:
+        print_json({"questions": len(judged), "left_out": len(asked) - len(judged), "unknown_gold": unknown} | modes)
+    else:
+        stdout().print(_table(modes, f"{len(judged)} questions"))
+
+
+def compare(values: dict[str, dict[str, list[float]]], seed: int) -> dict[str, Any]:
+    """Mean and interval of each measure for each mode, and the paired difference of the others to the first mode."""
+    from ..retrieval.intervals import bootstrap_interval, paired_interval
+
+    baseline, *_ = values
+    modes: dict[str, dict[str, Any]] = {}
+    for name, measures in values.items():
+        rows = modes[name] = {}
+        for measure, scores in measures.items():
+            row = rows[measure] = {"mean": sum(scores) / len(scores), "interval": bootstrap_interval(scores, seed)}
+            if name != baseline:
+                first = values[baseline][measure]
+                row["difference"] = row["mean"] - sum(first) / len(first)
+                row["difference_interval"] = paired_interval(scores, first, seed)
+    return {"baseline": baseline, "modes": modes}
+
+
+def _relevance(
+    question: Question, retriever: Retriever, judgements: dict[str, dict[str, float]] | None
+) -> dict[str, float]:
+    if judgements is not None:
+        return judgements.get(question.id, {})
+    gold = list(question.gold)
+    for title in question.gold_titles:
+        # A title that no document has stays a gold document, which nothing can find.
+        gold += retriever.resolve_title(title) or [f"\0{title}"]
+    return dict.fromkeys(gold, 1.0)
+
+
+def _table(report: dict[str, Any], title: str) -> Table:
+    from rich.table import Table
+
+    baseline, modes = report["baseline"], report["modes"]
+    table = Table(title=f"{title}, in %; 95 % intervals", title_justify="left")
+    table.add_column("measure")
+    for name in modes:
+        table.add_column(name, justify="right")
+        if name != baseline:
+            table.add_column(f"{name} − {baseline}", justify="right")
+    for measure in modes[baseline]:
+        cells = [measure]
+        for name, rows in modes.items():
+            row = rows[measure]
+            low, high = row["interval"]
+            cells.append(f"{100 * row['mean']:.1f} ({100 * low:.1f} – {100 * high:.1f})")
+            if name != baseline:
+                low, high = row["difference_interval"]
+                cells.append(f"{100 * row['difference']:+.1f} ({100 * low:+.1f} – {100 * high:+.1f})")
+        table.add_row(*cells)
+    return table
