@@ -18,8 +18,8 @@ from ..models.errors import RestillError
 
 TABLE = "sparse"
 
-TITLE_WEIGHT = 2.0
-"""How often a word of the title counts; from 1 to 2, nDCG@10 rises by 0.5 to 2 points on three collections."""
+TITLE_WEIGHT = 4.0
+"""How often a word of the title counts; from 1 to 4, nDCG@10 rises by 0.6 to 2.8 points on three collections."""
 
 STOP_WORDS = frozenset(
     """
