@@ -1,114 +1,261 @@
-"""An index on disk: a folder with a manifest, the chunks as JSONL and the vectors. No pickle anywhere."""
+"""An index on disk: a folder with a manifest, the store, and the FAISS file derived from it. No pickle anywhere."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import ValidationError
+import numpy as np
 
 from ..models.errors import RestillError
+from .store import Store
 from .types import Chunk
-
-if TYPE_CHECKING:
-    from .dense import DenseIndex
+from .view import STORE, View
+from .write import Entry, write
 
 FORMAT = "restill-index"
-VERSION = 1
-MANIFEST, CHUNKS, VECTORS = "index.json", "chunks.jsonl", "vectors.faiss"
+VERSION = 2
+MANIFEST = "index.json"
+
+COMPACT_SHARE, COMPACT_ROWS = 0.2, 20_000
+"""A new FAISS file is written when so many rows, and this share of all, are not in the old one or deleted."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Index:
-    """Chunks and their vectors (row i belongs to ``chunks[i]``), and the encoder that made them."""
+    """A folder that one process at a time writes to and any number read.
 
-    chunks: Sequence[Chunk]
-    vectors: DenseIndex
-    encoder: str
-    encoder_fingerprint: str
+    Threads may share it: a search works on the ``view`` it began with. Changes by others are seen after `refresh`.
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over the encoder's fingerprint and every chunk."""
-        return hashlib.sha256(self.encoder_fingerprint.encode() + self._lines).hexdigest()
+    Attributes:
+        folder: where it is.
+        view: what searches see.
+    """
 
-    @cached_property
-    def _lines(self) -> bytes:
+    def __init__(self, folder: Path, view: View, temporary: tempfile.TemporaryDirectory[str] | None = None) -> None:
+        self.folder, self.view = folder, view
+        self._temporary = temporary
+        self._lock = threading.RLock()
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | os.PathLike[str] | None,
+        *,
+        encoder: str,
+        encoder_fingerprint: str,
+        dim: int,
+        chunk_tokens: int | None = None,
+        kind: str = "flat",
+        threads: int | None = None,
+    ) -> Index:
+        """Make an empty index; without ``folder`` a temporary one, which goes when it is no longer used.
+
+        Args:
+            encoder: the name by which the encoder is loaded when the index is opened.
+            kind: flat, ivf, hnsw, or auto for what `faiss_file.advise` says at each compaction.
+
+        Raises:
+            RestillError: something is there already, it cannot be written, or there is no such kind.
+        """
+        from .faiss_file import checked_kind
+
+        checked_kind(kind, 0)
+        about = {"name": encoder, "fingerprint": encoder_fingerprint, "dim": dim}
+        meta = {"encoder": encoder, "encoder_fingerprint": encoder_fingerprint, "dim": dim}
+        meta |= {"chunk_tokens": chunk_tokens, "kind": kind, "faiss": None, "unfinished": False}
+        temporary = None
+        if folder is None:
+            temporary = tempfile.TemporaryDirectory(prefix="restill-", ignore_cleanup_errors=True)
+            place = Path(temporary.name)
+            Store.create(place / STORE, meta, durable=False).close()
+        else:
+            place = Path(os.path.abspath(folder))
+            if place.exists() and (not place.is_dir() or any(place.iterdir())):
+                raise RestillError(f"{place} exists and is not empty; give a new folder, or remove it first")
+            with _replacing(place) as fresh:
+                Store.create(fresh / STORE, meta).close()
+                _write_manifest(fresh, about)
+        return cls(place, View.open(place, threads), temporary)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], *, threads: int | None = None) -> Index:
+        """Open a folder; a large FAISS file is mapped into memory.
+
+        Args:
+            threads: threads of a vector search; ``$RESTILL_THREADS`` or all cores if not given.
+
+        Raises:
+            RestillError: no index is there, it is of another version, or a file is missing or changed.
+        """
+        place = Path(os.path.abspath(folder))
+        manifest = read_manifest(place)
         try:
-            return b"".join(chunk.model_dump_json().encode() + b"\n" for chunk in self.chunks)
-        except (ValueError, TypeError) as error:
-            raise RestillError(f"a document's metadata cannot be written as JSON ({error})") from error
+            view = View.open(place, threads)
+            about = manifest["encoder"]
+            same = about["fingerprint"] == view.meta["encoder_fingerprint"] and about["dim"] == view.meta["dim"]
+        except (KeyError, TypeError) as error:
+            raise RestillError(f"{place}: the index is damaged ({type(error).__name__}: {error})") from error
+        if not same:
+            raise RestillError(f"{place}: {MANIFEST} and {STORE} name different encoders; they are not of one index")
+        return cls(place, view)
+
+    @property
+    def encoder(self) -> str:
+        """The name of the encoder that made the vectors."""
+        return self.view.meta["encoder"]
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """Its fingerprint."""
+        return self.view.meta["encoder_fingerprint"]
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.view.meta["dim"]
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        """Tokens of a passage with its title; None for the encoder's maximum."""
+        return self.view.meta["chunk_tokens"]
+
+    @property
+    def kind(self) -> str:
+        """The kind of FAISS file asked for."""
+        return self.view.meta["kind"]
+
+    def __len__(self) -> int:
+        """Number of passages."""
+        return self.view.meta["chunks"]
+
+    @cached_property
+    def writer(self) -> Store:
+        """The connection for writing."""
+        return Store.writer(self.folder / STORE)
+
+    def refresh(self) -> bool:
+        """See what others wrote since; True if anything was."""
+        with self._lock:
+            before, self.view = self.view, self.view.refreshed()
+            return self.view is not before
+
+    def write(
+        self, entries: Sequence[Entry], *, delete: Sequence[str] = (), replace: bool = False, compact: bool = True
+    ) -> None:
+        """Put and delete documents in one transaction (see `write.write`), and compact when much has gathered."""
+        with self._lock:
+            write(self.writer, entries, delete=delete, replace=replace)
+            self.refresh()
+            stale = self.view.dense.stale
+            if compact and stale >= COMPACT_ROWS and stale >= COMPACT_SHARE * len(self):
+                self.compact()
+
+    def compact(self, kind: str | None = None) -> None:
+        """Write a FAISS file of all live vectors, record it, and remove the one before.
+
+        Readers go on with the file they have open. Killed at any moment, the old file is still the one recorded.
+
+        Args:
+            kind: use this kind from now on.
+
+        Raises:
+            RestillError: there is no such kind, or the disk is full.
+        """
+        from . import faiss_file
+
+        with self._lock:
+            self.refresh()
+            view, record = self.view, None
+            chosen = faiss_file.checked_kind(kind or self.kind, len(view.dense))
+            if len(view.dense):
+                index = faiss_file.build(
+                    chosen,
+                    self.dim,
+                    self._sample(faiss_file.clusters(len(view.dense))) if chosen == "ivf" else np.empty((0, self.dim)),
+                    view.store.vectors_after(-1, self.dim),
+                    len(view.dense),
+                )
+                record = faiss_file.write(
+                    index, self.folder, kind=chosen, last_row=view.dense.last_row, generation=view.meta["generation"]
+                ).to_dict()
+                del index
+            with self.writer.transaction():
+                if self.writer.meta().get("faiss") == view.meta.get("faiss"):  # else another writer was faster
+                    self.writer.set_meta(faiss=record, kind=kind or self.kind)
+                    self.writer.connection.execute(
+                        "DELETE FROM deleted WHERE generation <= ?", [view.meta["generation"]]
+                    )
+                self.remove_orphans()
+            self.refresh()
+
+    def orphans(self) -> list[Path]:
+        """FAISS files that the store does not refer to: left by a crash."""
+        recorded = self.writer.meta().get("faiss") or {}
+        return sorted(path for path in self.folder.glob("*.faiss") if path.name != recorded.get("name"))
+
+    def remove_orphans(self) -> None:
+        """Delete them. Readers that have one open keep it (POSIX)."""
+        for path in self.orphans():
+            with contextlib.suppress(OSError):  # in use (Windows)
+                path.unlink()
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the folder: all of it, or nothing. An index already there is replaced.
+        """Write a compacted copy: all of it, or nothing. An index already there is replaced.
 
         Raises:
             RestillError: something else than an index is there, or writing fails (disk full, no permission).
         """
         folder = Path(os.path.abspath(folder))
+        if folder == self.folder:
+            self.compact()
+            return folder
         if folder.exists() and not is_index(folder) and (not folder.is_dir() or any(folder.iterdir())):
             raise RestillError(f"{folder} exists and is no index; give a new folder, or remove it first")
-        files = {CHUNKS: self._lines, VECTORS: self.vectors.to_bytes()}
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "encoder": {
-                "name": self.encoder,
-                "fingerprint": self.encoder_fingerprint,
-                "dim": self.vectors.dim,
-            },
-            "documents": len({chunk.doc_id for chunk in self.chunks}),
-            "chunks": len(self.chunks),
-            "fingerprint": self.fingerprint,
-            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-        }
-        files[MANIFEST] = json.dumps(manifest, indent=2).encode() + b"\n"
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            _replace_folder(folder, files)
-        except OSError as error:
-            raise RestillError(f"cannot write the index {folder}: {error.strerror or error}") from error
+        with _replacing(folder) as fresh:
+            self.view.store.copy_to(fresh / STORE)
+            copy = Index(fresh, View.open(fresh, self.view.dense.threads))
+            if copy.view.dense.stale or copy.view.meta["faiss"] is not None:
+                with copy.writer.transaction():
+                    copy.writer.set_meta(faiss=None)
+                copy.compact()
+            copy.close()
+            about = {"name": self.encoder, "fingerprint": self.encoder_fingerprint, "dim": self.dim}
+            _write_manifest(fresh, about)
         return folder
 
-    @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Index:
-        """Read a folder written by ``save``, checking every file's hash first.
+    def close(self) -> None:
+        """Let go of the files; the index cannot be used afterwards."""
+        if "writer" in self.__dict__:
+            self.writer.close()
+        self.view.store.close()
 
-        Raises:
-            RestillError: no index is there, it is of another version, or a file is missing or changed.
-        """
-        from .dense import DenseIndex
+    def check(self) -> list[str]:
+        """What does not agree, a sentence each; see `check.check`."""
+        from .check import check
 
-        folder = Path(folder)
-        manifest = read_manifest(folder)
-        try:
-            hashes, encoder = manifest["sha256"], manifest["encoder"]
-            lines = _read(folder / CHUNKS, hashes[CHUNKS])
-            vectors = DenseIndex.from_bytes(_read(folder / VECTORS, hashes[VECTORS]))
-            chunks = [Chunk.model_validate_json(line) for line in lines.split(b"\n") if line]
-            index = cls(
-                chunks=chunks,
-                vectors=vectors,
-                encoder=encoder["name"],
-                encoder_fingerprint=encoder["fingerprint"],
-            )
-            counts = {len(chunks), len(vectors), manifest["chunks"]}
-        except (KeyError, TypeError, ValidationError) as error:
-            raise RestillError(
-                f"{folder}: the index is damaged ({type(error).__name__}: {error}); build it again"
-            ) from error
-        if len(counts) > 1:
-            raise RestillError(f"{folder}: {len(chunks)} chunks but {len(vectors)} vectors; build it again")
-        return index
+        return check(self)
+
+    def repair(self, embed: Callable[[list[Chunk]], np.ndarray]) -> list[str]:
+        """Make what is derived again, and what is missing; returns what is left; see `check.repair`."""
+        from .check import repair
+
+        return repair(self, embed)
+
+    def _sample(self, lists: int) -> np.ndarray:
+        """Up to 64 vectors for each ivf cluster, drawn with a fixed seed."""
+        rows = self.view.dense.rows
+        drawn = np.sort(np.random.default_rng(0).choice(rows, min(len(rows), 64 * lists), replace=False))
+        parts = [self.view.store.vectors(drawn[at : at + 8192], self.dim) for at in range(0, len(drawn), 8192)]
+        return np.concatenate(parts)
 
 
 def is_index(folder: str | os.PathLike[str]) -> bool:
@@ -141,38 +288,32 @@ def read_manifest(folder: Path, *, any_version: bool = False) -> dict[str, Any]:
     return manifest
 
 
-def _read(file: Path, sha256: str) -> bytes:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise RestillError(f"{file}: cannot be read ({error.strerror}); build the index again") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise RestillError(
-            f"{file}: SHA-256 is {found[:12]}…, the manifest says {sha256[:12]}…; "
-            "the file was changed or cut off: build the index again"
-        )
-    return data
+def _write_manifest(folder: Path, encoder: dict[str, Any]) -> None:
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"format": FORMAT, "version": VERSION, "encoder": encoder}, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _replace_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Write ``files`` beside ``folder`` and move them there as a whole."""
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder``, which takes its place at the end; after an error nothing has changed."""
     try:
-        fresh, old = work / "new", work / "old"
-        fresh.mkdir()
-        for name, data in files.items():
-            with (fresh / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        if folder.exists():
-            os.rename(folder, old)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            os.rename(fresh, folder)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.rename(old, folder)
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            fresh, old = work / "new", work / "old"
+            fresh.mkdir()
+            yield fresh
+            if folder.exists():
+                os.rename(folder, old)
+            try:
+                os.rename(fresh, folder)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.rename(old, folder)
+                raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise RestillError(f"cannot write the index {folder}: {error.strerror or error}") from error

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import os
-import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,53 +15,59 @@ from pydantic import Field, InstanceOf, PrivateAttr
 
 from ..models.errors import RestillError
 from .batching import MicroBatcher
-from .build import DEFAULT_ENCODER, build_index, encoder_name, load_encoder
-from .filters import Where, allowed_rows
+from .build import DEFAULT_ENCODER, Changes, as_documents, build_index, encoder_name, load_encoder, put
+from .filters import Where
 from .index import Index, is_index
 from .load import load
 from .types import Chunk, Encoder, Hit
+from .view import Found, Snapshot
 
 _Ask = tuple[str, int, Where | None]
+Folder = str | os.PathLike[str]
 
 
 class Retriever(BaseRetriever):
-    """Searches one collection by meaning: exact cosine search over passage vectors.
+    """Searches a collection by meaning: cosine search over passage vectors.
 
-    Immutable; threads and event loops may share it. In LangChain code it is a retriever like any other, and
+    Threads and event loops may share it. A search sees the collection as it was when it began; what other
+    processes change is seen after `refresh`. In LangChain code it is a retriever like any other, and
     ``as_tool`` makes an agent's search tool of it.
 
     Attributes:
         k: number of passages a search returns when it is not told.
-        index: the passages and their vectors.
-        encoder: the text encoder; must be the one the index was built with.
+        indexes: where the passages are; several are searched as one.
+        encoder: the text encoder; must be the one the indexes were built with.
         load_warnings: what ``from_path`` left out, and why.
     """
 
     k: int = Field(default=3, ge=1)
-    index: InstanceOf[Index] = Field(repr=False, exclude=True)
+    indexes: tuple[InstanceOf[Index], ...] = Field(repr=False, exclude=True)
     encoder: Any = Field(repr=False, exclude=True)
     load_warnings: tuple[str, ...] = ()
     _batcher: MicroBatcher[_Ask, list[Hit]] = PrivateAttr()
+    _snapshot: Snapshot = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
-        """Check that encoder and index belong together.
+        """Check that encoder and indexes belong together.
 
         Raises:
-            RestillError: the index was built with another encoder.
+            RestillError: an index was built with another encoder.
         """
-        ours, theirs = self.index.encoder_fingerprint, self.encoder.fingerprint
-        if ours != theirs:
-            raise RestillError(
-                f"the index was built with encoder {self.index.encoder!r} (fingerprint {ours[:12]}…), "
-                f"not with {encoder_name(self.encoder)!r} ({theirs[:12]}…); "
-                "open it with its own encoder, or build it again"
-            )
+        for index in self.indexes:
+            ours, theirs = index.encoder_fingerprint, self.encoder.fingerprint
+            if ours != theirs:
+                raise RestillError(
+                    f"the index was built with encoder {index.encoder!r} (fingerprint {ours[:12]}…), "
+                    f"not with {encoder_name(self.encoder)!r} ({theirs[:12]}…); "
+                    "open it with its own encoder, or build it again"
+                )
         self._batcher = MicroBatcher(self._search_batch)
+        self._snapshot = Snapshot([index.view for index in self.indexes])
 
     @classmethod
     def from_path(
         cls,
-        *paths: str | os.PathLike[str],
+        *paths: Folder,
         encoder: str | Encoder | None = None,
         k: int = 3,
         chunk_tokens: int | None = None,
@@ -91,7 +94,7 @@ class Retriever(BaseRetriever):
         index, model = build_index(
             report.documents, encoder or DEFAULT_ENCODER, chunk_tokens=chunk_tokens, progress=progress
         )
-        return cls(index=index, encoder=model, k=k, load_warnings=(*report.warnings, *warnings))
+        return cls(indexes=(index,), encoder=model, k=k, load_warnings=(*report.warnings, *warnings))
 
     @classmethod
     def from_documents(
@@ -101,35 +104,126 @@ class Retriever(BaseRetriever):
         *,
         k: int = 3,
         chunk_tokens: int | None = None,
+        kind: str = "flat",
         progress: bool = False,
     ) -> Retriever:
-        """Index ``documents`` in memory: ours, LangChain's, or mappings; see ``build_index``."""
-        index, model = build_index(documents, encoder, chunk_tokens=chunk_tokens, progress=progress)
-        return cls(index=index, encoder=model, k=k)
+        """Index ``documents`` for as long as this process lives: ours, LangChain's, or mappings; see ``build_index``.
+
+        The index is a temporary folder, which is removed with the retriever; ``save`` keeps it.
+        """
+        index, model = build_index(documents, encoder, chunk_tokens=chunk_tokens, kind=kind, progress=progress)
+        return cls(indexes=(index,), encoder=model, k=k)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], encoder: str | Encoder | None = None, *, k: int = 3) -> Retriever:
-        """Open an index written by ``save``, with the encoder that it names unless another is given.
+    def open(
+        cls,
+        folder: Folder | Sequence[Folder],
+        encoder: str | Encoder | None = None,
+        *,
+        k: int = 3,
+        threads: int | None = None,
+    ) -> Retriever:
+        """Open an index, or several to be searched as one, with the encoder it names unless another is given.
+
+        Args:
+            folder: what ``save`` or ``restill index`` wrote; of several, none may hold a document of another.
+            encoder: name, folder or object.
+            k: number of passages a search returns when it is not told.
+            threads: threads of a vector search; ``$RESTILL_THREADS`` or all cores if not given.
 
         Raises:
             RestillError: no sound index is there, or it was built with another encoder.
         """
-        index = Index.open(folder)
-        return cls(index=index, encoder=load_encoder(encoder or index.encoder), k=k)
+        folders = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
+        if not folders:
+            raise RestillError("no folder given; name at least one index")
+        indexes = tuple(Index.open(one, threads=threads) for one in folders)
+        unfinished = tuple(
+            f"{index.folder}: building it was interrupted; run the same `restill index` again"
+            for index in indexes
+            if index.view.meta["unfinished"]
+        )
+        model = load_encoder(encoder or indexes[0].encoder)
+        return cls(indexes=indexes, encoder=model, k=k, load_warnings=unfinished)
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: Folder) -> Path:
         """Write the index to ``folder``, whole or not at all; an index already there is replaced."""
         return self.index.save(folder)
 
     @property
+    def index(self) -> Index:
+        """The only index.
+
+        Raises:
+            RestillError: there are several.
+        """
+        if len(self.indexes) != 1:
+            raise RestillError(
+                f"this retriever reads {len(self.indexes)} indexes; open the one to change or save alone"
+            )
+        return self.indexes[0]
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What searches see now; it stays as it is. Rows and passages taken from one snapshot belong together."""
+        views = tuple(index.view for index in self.indexes)
+        if views != self._snapshot.views:
+            self._snapshot = Snapshot(views)
+        return self._snapshot
+
+    @property
     def chunks(self) -> Sequence[Chunk]:
-        """Every passage, in the order of the documents."""
-        return self.index.chunks
+        """Every passage, in the order they were written; read from the store when asked for."""
+        return self.snapshot.chunks
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over encoder and passages: equal fingerprints give equal results."""
-        return self.index.fingerprint
+        """SHA-256 over encoder and passages: equal for equal contents, however they came to be.
+
+        Retrievers of one fingerprint find the same, but for the order of passages with equal scores, and for what
+        approximate kinds miss.
+        """
+        return self.snapshot.fingerprint
+
+    def add(self, documents: Iterable[Any], *, progress: bool = False) -> Changes:
+        """Add documents in one transaction; when this returns they are on the disk and searches find them.
+
+        Raises:
+            RestillError: a document is there already, or malformed; nothing is added then.
+        """
+        return put(self.index, as_documents(documents), self.encoder, whole=True, progress=progress)
+
+    def update(self, documents: Iterable[Any], *, source: str | None = None, progress: bool = False) -> Changes:
+        """Add or replace documents in one transaction; only passages with new content are embedded.
+
+        Args:
+            source: the documents are all that now comes from this source (a file, say): others that did are deleted.
+            progress: show a progress bar.
+
+        Raises:
+            RestillError: a document is malformed; nothing is changed then.
+        """
+        read = as_documents(documents)
+        index, ids = self.index, {document.id for document in read}
+        gone, sources = [], None
+        if source is not None:
+            known = index.view.store.select("SELECT doc_id FROM documents WHERE source = ?", [source])
+            gone, sources = [doc_id for (doc_id,) in known if doc_id not in ids], dict.fromkeys(ids, source)
+        return put(index, read, self.encoder, sources=sources, replace=True, delete=gone, whole=True, progress=progress)
+
+    def delete(self, doc_ids: Iterable[str]) -> None:
+        """Delete documents in one transaction.
+
+        Raises:
+            RestillError: one is not there; nothing is deleted then.
+        """
+        if isinstance(doc_ids, str):
+            raise RestillError(f"delete takes a list of ids; write delete([{doc_ids!r}])")
+        self.index.write([], delete=list(dict.fromkeys(doc_ids)))
+
+    def refresh(self) -> bool:
+        """See what other processes wrote since; True if anything was."""
+        return any([index.refresh() for index in self.indexes])
 
     def search(self, queries: Sequence[str], *, k: int | None = None, where: Where | None = None) -> list[list[Hit]]:
         """The ``k`` passages nearest to each query, best first; fewer if the collection has fewer.
@@ -144,12 +238,22 @@ class Retriever(BaseRetriever):
         """
         if isinstance(queries, str):
             raise RestillError(f"search takes a list of queries; write search([{queries!r}])")
-        queries, k = [_checked(query) for query in queries], self._checked_k(k)
-        rows = allowed_rows(self.chunks, where)
+        queries, k, snapshot = [_checked(query) for query in queries], self._checked_k(k), self.snapshot
         if not queries:
             return []
-        found = self.index.vectors.search(self.encoder.encode(queries), k, rows)
-        return [[Hit(chunk=self.chunks[row], score=score) for row, score in hits] for hits in found]
+        return _hits(snapshot, self.search_dense(queries, k, where, snapshot=snapshot))
+
+    def search_dense(
+        self, queries: Sequence[str], k: int, where: Where | None = None, *, snapshot: Snapshot | None = None
+    ) -> Found:
+        """The ``k`` nearest (row, cosine) of each query; ``snapshot.chunks_at`` gives the passages of rows."""
+        return (snapshot or self.snapshot).search_dense(self.encoder.encode(queries), k, where)
+
+    def search_sparse(
+        self, queries: Sequence[str], k: int, where: Where | None = None, *, snapshot: Snapshot | None = None
+    ) -> Found:
+        """The ``k`` best (row, BM25) of each query; rows without any of its words are not found."""
+        return (snapshot or self.snapshot).search_sparse(queries, k, where)
 
     async def asearch(self, query: str, *, k: int | None = None, where: Where | None = None) -> list[Hit]:
         """Like ``search`` for one query, off the event loop; concurrent calls become one batch."""
@@ -182,24 +286,14 @@ class Retriever(BaseRetriever):
             """Find passages about the query in the documents."""
             return await self.asearch(query, k=k)
 
+        approximate = "".join(f" {index.kind}" for index in self.indexes if index.kind != "flat")
         search.__name__ = search.__qualname__ = name
-        search.fingerprint = hashlib.sha256(f"{self.fingerprint} {k}".encode()).hexdigest()  # type: ignore[attr-defined]
+        search.fingerprint = hashlib.sha256(f"{self.fingerprint} {k}{approximate}".encode()).hexdigest()  # type: ignore[attr-defined]
         return search
 
     def resolve_title(self, title: str) -> list[str]:
         """Ids of all documents with this title; if none has it, of those that differ in case or spacing."""
-        exact, folded = self._titles
-        return list(exact.get(title) or folded.get(_fold(title)) or ())
-
-    @cached_property
-    def _titles(self) -> tuple[dict[str, dict[str, None]], dict[str, dict[str, None]]]:
-        exact: dict[str, dict[str, None]] = {}
-        folded: dict[str, dict[str, None]] = {}
-        for chunk in self.chunks:
-            if chunk.title:
-                exact.setdefault(chunk.title, {})[chunk.doc_id] = None
-                folded.setdefault(_fold(chunk.title), {})[chunk.doc_id] = None
-        return exact, folded
+        return self.snapshot.resolve_title(title)
 
     def _get_relevant_documents(
         self,
@@ -235,9 +329,10 @@ def _checked(query: str) -> str:
     return query
 
 
-def _fold(title: str) -> str:
-    """Case, spacing, underscores (Wikipedia's URLs) and HTML entities do not tell titles apart."""
-    return " ".join(unicodedata.normalize("NFKC", html.unescape(title)).replace("_", " ").casefold().split())
+def _hits(snapshot: Snapshot, found: Found) -> list[list[Hit]]:
+    rows = sorted({row for hits in found for row, _ in hits})
+    chunks = dict(zip(rows, snapshot.chunks_at(rows), strict=True))
+    return [[Hit(chunk=chunks[row], score=score) for row, score in hits] for hits in found]
 
 
 def _langchain(hit: Hit) -> LangChainDocument:

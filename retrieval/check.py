@@ -1,0 +1,199 @@
+"""Does what is derived agree with the store, and the store with itself? And making it so."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import faiss
+import numpy as np
+
+from ..models.errors import RestillError
+from . import faiss_file, filters, sparse
+from .dense import stored_vectors
+from .types import Chunk, Document
+from .view import View
+from .write import chunks_digest, document_hash, vector_hash
+
+if TYPE_CHECKING:
+    from .index import Index
+
+_SHOWN = 5
+
+
+def check(index: Index) -> list[str]:
+    """Everything that does not agree, a sentence each; empty for a sound index. Reads all of it.
+
+    SQLite's own structures; documents and passages against their hashes; vectors against theirs; the terms of
+    filters and the counts; the sparse index; the FAISS file's SHA-256, rows and vectors; files nobody refers to.
+    """
+    return [f"{index.folder}: {problem}" for problem in _problems(index)]
+
+
+def repair(index: Index, embed: Callable[[list[Chunk]], np.ndarray]) -> list[str]:
+    """Make all that is derived again from the documents and passages, and embed passages whose vector is damaged.
+
+    Returns:
+        What `check` still finds: damage to documents themselves, which only adding them again can mend.
+    """
+    store = index.writer
+    with store.transaction():
+        _repair_vectors(index, embed)
+        connection = store.connection
+        connection.execute("DELETE FROM terms")
+        for number, metadata in store.select("SELECT document, metadata FROM documents"):
+            rows = [(key, value, number) for key, value in filters.terms(json.loads(metadata))]
+            connection.executemany("INSERT INTO terms VALUES (?, ?, ?)", rows)
+        connection.execute(f"DROP TABLE IF EXISTS {sparse.TABLE}")
+        sparse.create(connection)
+        sparse.add(connection, connection.execute(_TEXTS))
+        digests = [int(digest, 16) for (digest,) in store.select("SELECT digest FROM documents")]
+        meta = store.meta()
+        store.set_meta(
+            generation=meta["generation"] + 1,
+            documents=len(digests),
+            chunks=store.select("SELECT count(*) FROM chunks")[0][0],
+            contents=f"{sum(digests) % (1 << 256):x}",
+            faiss=None,
+        )
+        connection.execute("DELETE FROM deleted")
+    index.view = View.open(index.folder, index.view.dense.threads)
+    index.compact()
+    return check(index)
+
+
+_TEXTS = "SELECT row, title, chunks.text FROM chunks JOIN documents USING (document)"
+
+
+def _repair_vectors(index: Index, embed: Callable[[list[Chunk]], np.ndarray]) -> None:
+    store = index.writer
+    store.connection.execute("DELETE FROM vectors WHERE row NOT IN (SELECT row FROM chunks)")
+    sound = set()
+    for row, blob, known in store.connection.execute("SELECT row, vector, hash FROM vectors"):
+        if len(blob) == 4 * index.dim and vector_hash(blob) == known:
+            sound.add(row)
+    lost = [row for (row,) in store.select("SELECT row FROM chunks ORDER BY row") if row not in sound]
+    for at in range(0, len(lost), 1024):
+        rows = lost[at : at + 1024]
+        blobs = [np.asarray(vector, "<f4").tobytes() for vector in embed(store.chunks(rows))]
+        values = [(row, blob, vector_hash(blob)) for row, blob in zip(rows, blobs, strict=True)]
+        store.connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", values)
+
+
+def _problems(index: Index) -> Iterator[str]:
+    index.refresh()
+    store = index.view.store
+    try:
+        found = [text for (text,) in store.select("PRAGMA integrity_check(10)")]
+    except sqlite3.DatabaseError as error:
+        found = [str(error)]
+    if found != ["ok"]:
+        yield f"SQLite finds damage: {'; '.join(found)}"
+        return
+    yield from _documents(index)
+    yield from _vectors(index)
+    yield from _sparse(index)
+    yield from _faiss(index)
+    for path in index.orphans():
+        yield f"{path.name} is not referred to; left by a crash"
+
+
+def _documents(index: Index) -> Iterator[str]:
+    store, total, count = index.view.store, 0, 0
+    changed, terms = [], 0
+    last = -1
+    statement = (
+        "SELECT document, doc_id, title, text, metadata, extra, hash, digest FROM documents "
+        "WHERE document > ? ORDER BY document LIMIT 100"
+    )
+    while batch := store.select(statement, [last]):
+        for number, doc_id, title, text, metadata, extra, known, digest in batch:
+            document = Document(id=doc_id, title=title, text=text, metadata=json.loads(metadata), **json.loads(extra))
+            rows = [row for (row,) in store.select("SELECT row FROM chunks WHERE document = ?", [number])]
+            chunks = sorted(store.chunks(rows), key=lambda chunk: (chunk.start, chunk.end))
+            whole = all(text[chunk.start : chunk.end] == chunk.text for chunk in chunks)
+            if document_hash(document) != known or chunks_digest(chunks) != digest or not whole:
+                changed.append(doc_id)
+            pairs = store.select("SELECT key, value FROM terms WHERE document = ?", [number])
+            if set(pairs) != filters.terms(document.metadata):
+                terms += 1
+            total, count = total + int(digest, 16), count + len(rows)
+        last = batch[-1][0]
+    if changed:
+        yield f"{len(changed)} documents or their passages were changed: {_some(changed)}; add them again"
+    if terms:
+        yield f"the filters of {terms} documents do not agree with their metadata"
+    meta = index.view.meta
+    if (meta["chunks"], int(meta["contents"], 16)) != (count, total % (1 << 256)):
+        yield f"the recorded number or fingerprint of passages is wrong: {meta['chunks']} recorded, {count} there"
+    lost = store.select("SELECT count(*) FROM chunks WHERE document NOT IN (SELECT document FROM documents)")[0][0]
+    if lost:
+        yield f"{lost} passages belong to no document"
+
+
+def _vectors(index: Index) -> Iterator[str]:
+    store = index.view.store
+    missing = [row for (row,) in store.select("SELECT row FROM chunks WHERE row NOT IN (SELECT row FROM vectors)")]
+    surplus = [row for (row,) in store.select("SELECT row FROM vectors WHERE row NOT IN (SELECT row FROM chunks)")]
+    with store.lock:
+        damaged = [
+            row
+            for row, blob, known in store.connection.execute("SELECT row, vector, hash FROM vectors")
+            if len(blob) != 4 * index.dim or vector_hash(blob) != known
+        ]
+    for rows, words in ((missing, "have no vector"), (surplus, "have a vector but no passage")):
+        if rows:
+            yield f"{len(rows)} rows {words}: {_some(rows)}"
+    if damaged:
+        yield f"{len(damaged)} vectors do not have their hash: rows {_some(damaged)}"
+
+
+def _sparse(index: Index) -> Iterator[str]:
+    try:
+        with index.writer.transaction():
+            there = sparse.check(index.writer.connection)
+            live = {row for (row,) in index.writer.connection.execute("SELECT row FROM chunks")}
+    except RestillError as error:
+        yield str(error)
+        return
+    if there != live:
+        yield f"the sparse index lacks {len(live - there)} rows and has {len(there - live)} too many"
+
+
+def _faiss(index: Index) -> Iterator[str]:
+    recorded = index.view.meta["faiss"]
+    if recorded is None:
+        return
+    try:
+        base, record = faiss_file.read(index.folder, recorded, whole=True)
+    except FileNotFoundError as error:
+        yield f"{error.filename} is missing"
+        return
+    except RestillError as error:
+        yield str(error)
+        return
+    store = index.view.store
+    rows = faiss.vector_to_array(base.id_map)
+    live = np.array([row for (row,) in store.select("SELECT row FROM chunks ORDER BY row")], np.int64)
+    deleted = np.array([row for (row,) in store.select("SELECT row FROM deleted")], np.int64)
+    expected = live[live <= record.last_row]
+    found = rows[~np.isin(rows, deleted)]
+    if not np.array_equal(found, expected):
+        lacks, extra = np.setdiff1d(expected, found), np.setdiff1d(found, expected)
+        yield f"{record.name} lacks {len(lacks)} rows and has {len(extra)} too many: {_some([*lacks, *extra])}"
+    if record.kind == "ivf":  # codes are rounded; that they are those written, the SHA-256 has shown
+        return
+    whole = stored_vectors(faiss.downcast_index(base.index), record.kind)
+    differ: list[int] = []
+    for numbers, vectors in store.vectors_after(-1, index.dim):
+        at = np.searchsorted(rows, numbers)
+        there = (at < len(rows)) & (rows[np.minimum(at, len(rows) - 1)] == numbers)
+        differ += numbers[there][(whole[at[there]] != vectors[there]).any(1)].tolist()
+    if differ:
+        yield f"{record.name} has other vectors than the store for {len(differ)} rows: {_some(differ)}"
+
+
+def _some(values: list) -> str:
+    return ", ".join(map(str, values[:_SHOWN])) + (" …" if len(values) > _SHOWN else "")

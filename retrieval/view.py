@@ -1,0 +1,215 @@
+"""What one search sees: the store at one moment and the vectors of the same moment."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from ..models.errors import RestillError
+from . import faiss_file, sparse
+from .dense import DenseIndex
+from .filters import Where, matching_rows
+from .store import Store
+from .types import Chunk
+from .write import folded
+
+STORE = "store.db"
+Found = list[list[tuple[int, float]]]
+"""For each query the (row, score) found, best first."""
+
+_SHARD_BITS = 40
+"""A row of several indexes searched as one is shard << 40 | row."""
+
+
+class View:
+    """One index at one generation. Never changed; `refreshed` gives the next one."""
+
+    def __init__(self, folder: Path, store: Store, meta: dict[str, Any], dense: DenseIndex) -> None:
+        self.folder, self.store, self.meta, self.dense = folder, store, meta, dense
+
+    @classmethod
+    def open(cls, folder: Path, threads: int | None = None) -> View:
+        """What is committed in ``folder`` now.
+
+        Raises:
+            RestillError: a file is missing, or is not what was recorded.
+        """
+        attempts = 5
+        for attempt in range(attempts):
+            store = Store.snapshot(folder / STORE)
+            meta = store.meta()
+            base, kind = None, "flat"
+            try:
+                if meta.get("faiss"):
+                    base, record = faiss_file.read(folder, meta["faiss"])
+                    kind = record.kind
+            except FileNotFoundError as error:  # compaction put another in its place since the snapshot
+                if attempt == attempts - 1:
+                    raise RestillError(
+                        f"{error.filename} is missing; `restill index --repair` makes it again"
+                    ) from error
+                continue
+            dense = DenseIndex(meta["dim"], base=base, kind=kind, threads=threads)
+            return cls(folder, store, meta, cls._caught_up(store, meta, dense, since=-1))
+        raise AssertionError("unreachable")
+
+    def refreshed(self) -> View:
+        """What is committed now: this view if nothing was."""
+        store = Store.snapshot(self.folder / STORE)
+        meta = store.meta()
+        if meta["generation"] == self.meta["generation"] and meta.get("faiss") == self.meta.get("faiss"):
+            store.close()
+            return self
+        if meta.get("faiss") != self.meta.get("faiss"):
+            return View.open(self.folder, self.dense.threads)
+        dense = self._caught_up(store, meta, self.dense, since=self.meta["generation"])
+        return View(self.folder, store, meta, dense)
+
+    @staticmethod
+    def _caught_up(store: Store, meta: dict[str, Any], dense: DenseIndex, since: int) -> DenseIndex:
+        dim = meta["dim"]
+        batches = list(store.vectors_after(dense.last_row, dim))
+        rows, vectors = (
+            (np.concatenate(part) for part in zip(*batches, strict=True))
+            if batches
+            else (
+                np.empty(0, np.int64),
+                np.empty((0, dim), np.float32),
+            )
+        )
+        removed = store.select("SELECT row FROM deleted WHERE generation > ?", [since])
+        return dense.extended(
+            rows,
+            vectors,
+            np.array([row for (row,) in removed], np.int64),
+            lambda wanted: store.vectors(wanted, dim),
+        )
+
+    def allowed(self, where: Where | None) -> np.ndarray | None:
+        """The rows that pass ``where``, int64 ascending; None (all of them) without a filter.
+
+        Raises:
+            RestillError: ``where`` names a key that no document has.
+        """
+        if where is None:
+            return None
+        if callable(where):
+            return np.fromiter((row for row, chunk in self.store.all_chunks() if where(chunk)), np.int64)
+        with self.store.lock:
+            return matching_rows(self.store.connection, where)
+
+    def search_sparse(self, queries: Sequence[str], k: int, allowed: np.ndarray | None) -> Found:
+        """BM25; see `sparse.search`."""
+        with self.store.lock:
+            return sparse.search(self.store.connection, queries, k, allowed)
+
+
+class Snapshot:
+    """One or several indexes (shards) searched as one. Rows of the second and later ones have high bits set."""
+
+    def __init__(self, views: Sequence[View]) -> None:
+        self.views = tuple(views)
+
+    def search_dense(self, vectors: np.ndarray, k: int, where: Where | None = None) -> Found:
+        """The ``k`` nearest (row, cosine) of each vector f32 [B, dim], equal scores in the order of rows."""
+        return self._merged([view.dense.search(vectors, k, allowed) for view, allowed in self._allowed(where)], k)
+
+    def search_sparse(self, queries: Sequence[str], k: int, where: Where | None = None) -> Found:
+        """The ``k`` best (row, BM25) of each query. A shard's word statistics are its own."""
+        return self._merged([view.search_sparse(queries, k, allowed) for view, allowed in self._allowed(where)], k)
+
+    def chunks_at(self, rows: Sequence[int]) -> list[Chunk]:
+        """The passages of ``rows``, in this order."""
+        found: dict[int, Chunk] = {}
+        for shard, view in enumerate(self.views):
+            ours = [row for row in rows if row >> _SHARD_BITS == shard]
+            found.update(zip(ours, view.store.chunks(row & ((1 << _SHARD_BITS) - 1) for row in ours), strict=True))
+        return [found[row] for row in rows]
+
+    @property
+    def chunks(self) -> Sequence[Chunk]:
+        """Every passage in order of rows, read when asked for."""
+        return _Chunks(self)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """All rows, int64 ascending."""
+        return np.concatenate([view.dense.rows | shard << _SHARD_BITS for shard, view in enumerate(self.views)])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over encoder and passages, whatever the order and the history they were added in.
+
+        The store keeps the sum of all documents' SHA-256 modulo 2^256, so this costs the same at any size.
+        """
+        total = sum(int(view.meta["contents"], 16) for view in self.views) % (1 << 256)
+        return hashlib.sha256(f"{self.views[0].meta['encoder_fingerprint']} {total:x}".encode()).hexdigest()
+
+    def resolve_title(self, title: str) -> list[str]:
+        """Ids of all documents with this title; if none has it, of those that differ in case or spacing."""
+        for column, wanted in (("title", title), ("folded", folded(title))):
+            statement = (
+                f"SELECT doc_id FROM documents WHERE {column} = ? AND "
+                "EXISTS (SELECT 1 FROM chunks WHERE chunks.document = documents.document) ORDER BY document"
+            )
+            found = [doc_id for view in self.views for (doc_id,) in view.store.select(statement, [wanted])]
+            if title and found:
+                return list(dict.fromkeys(found))
+        return []
+
+    def _allowed(self, where: Where | None) -> list[tuple[View, np.ndarray | None]]:
+        """Each shard's rows; a key that only some shards have is no error."""
+        found: list[tuple[View, np.ndarray | None]] = []
+        unknown: list[RestillError] = []
+        for view in self.views:
+            try:
+                found.append((view, view.allowed(where)))
+            except RestillError as error:
+                unknown.append(error)
+                found.append((view, np.empty(0, np.int64)))
+        if len(unknown) == len(self.views):
+            raise unknown[0]
+        return found
+
+    @staticmethod
+    def _merged(shards: list[Found], k: int) -> Found:
+        if len(shards) == 1:
+            return shards[0]
+        merged: Found = []
+        for parts in zip(*shards, strict=True):
+            hits = [(row | shard << _SHARD_BITS, score) for shard, part in enumerate(parts) for row, score in part]
+            merged.append(sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k])
+        return merged
+
+
+class _Chunks(Sequence[Chunk]):
+    """The passages as a sequence that reads from the store."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def __len__(self) -> int:
+        return len(self._snapshot.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Chunk: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Chunk]: ...
+    def __getitem__(self, index: int | slice) -> Chunk | list[Chunk]:
+        rows = self._snapshot.rows[index]
+        return (
+            self._snapshot.chunks_at([int(rows)])[0]
+            if isinstance(index, int)
+            else self._snapshot.chunks_at(rows.tolist())
+        )
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return itertools.chain.from_iterable(
+            (chunk for _, chunk in view.store.all_chunks()) for view in self._snapshot.views
+        )
