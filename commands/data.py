@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..models.errors import RestillError
 from .common import JsonOption, SeedOption, fetch, print_json
 
 
@@ -36,43 +37,66 @@ def pull(
 
 def index(
     paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH", help="Files and folders: text, Markdown, HTML, PDF, JSONL."),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write the index to.")] = Path("index"),
-    encoder: Annotated[str, typer.Option(help="Text encoder: a name or a Hugging Face folder.")] = "minilm",
+        list[Path] | None,
+        typer.Argument(metavar="PATH...", help="Files and folders: text, Markdown, HTML, PDF, JSONL."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the index.")] = Path("index"),
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Text encoder of a new index: a name or a Hugging Face folder; minilm if not given."),
+    ] = None,
     chunk_tokens: Annotated[
         int | None, typer.Option(min=16, help="Tokens of a passage; the encoder's maximum if not given.")
     ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="flat (exact), ivf, hnsw, or auto: ivf from 100,000 passages on.")
+    ] = None,
+    prune: Annotated[bool, typer.Option(help="Delete documents that are gone from the files given.")] = False,
+    delete: Annotated[list[str] | None, typer.Option(metavar="DOC_ID", help="Delete a document; repeatable.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only read it all and say what does not agree.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Make again whatever does not agree.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Index a document collection for search.
+    """Index a document collection for search, or bring an index up to date.
 
-    JSONL collections have one object a line with _id, title and text. The index holds the passages
-    and their vectors; give it to the other commands with --index.
+    JSONL collections have one object a line with _id, title and text. Run again, only passages with new
+    content are embedded; stopped at any time, it goes on where it was. Give the index to the other
+    commands with --index.
     """
     from ..console import stderr, stdout
-    from ..retrieval.retriever import Retriever
+    from ..retrieval.maintain import bring_up_to_date, check_index, repair_index
 
-    fetch([encoder])
-    retriever = Retriever.from_path(*paths, encoder=encoder, chunk_tokens=chunk_tokens, progress=not json)
-    retriever.save(out)
-    for warning in retriever.load_warnings:
+    if check + repair + bool(paths or delete or kind) != 1:
+        raise RestillError("give PATHs to index (or --delete, --kind for an index that is there), --check or --repair")
+    if check or repair:
+        problems = (repair_index if repair else check_index)(out)
+        if json:
+            print_json({"index": str(out), "problems": problems})
+        else:
+            text = "\n".join(problems) or f"{out}: store, vectors and sparse index agree"
+            stdout().print(text, markup=False, soft_wrap=True)
+        if problems:
+            raise typer.Exit(1)
+        return
+    report = bring_up_to_date(
+        out,
+        paths or [],
+        encoder=encoder,
+        fetch=lambda name: fetch([name]),
+        chunk_tokens=chunk_tokens,
+        kind=kind,
+        delete=delete or [],
+        prune=prune,
+        progress=not json,
+    )
+    for warning in report["warnings"]:
         stderr().print(f"warning: {warning}", style="yellow", markup=False)
-    documents = len({chunk.doc_id for chunk in retriever.chunks})
     if json:
-        print_json(
-            {
-                "index": str(out),
-                "documents": documents,
-                "passages": len(retriever.chunks),
-                "fingerprint": retriever.fingerprint,
-                "warnings": list(retriever.load_warnings),
-            }
-        )
-    else:
-        text = f"{documents} documents, {len(retriever.chunks)} passages, written to {out}"
-        stdout().print(text, markup=False, soft_wrap=True)
+        print_json(report)
+        return
+    done = ", ".join(f"{report[key]} {key}" for key in ("added", "updated", "deleted", "unchanged") if report[key])
+    text = f"{report['documents']} documents, {report['passages']} passages in {out} ({done or 'nothing to do'})"
+    stdout().print(text, markup=False, soft_wrap=True)
 
 
 def world(

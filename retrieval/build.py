@@ -158,6 +158,7 @@ def put(
         done = len(waiting)
         flush()
         advance(done)
+    index.compact_if_due()
     return changes
 
 

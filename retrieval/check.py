@@ -27,7 +27,8 @@ def check(index: Index) -> list[str]:
     """Everything that does not agree, a sentence each; empty for a sound index. Reads all of it.
 
     SQLite's own structures; documents and passages against their hashes; vectors against theirs; the terms of
-    filters and the counts; the sparse index; the FAISS file's SHA-256, rows and vectors; files nobody refers to.
+    filters and the counts; the sparse index; the FAISS file's SHA-256, rows and vectors. A file that a crash
+    left and nobody refers to is no disagreement: `repair` and the next compaction remove it.
     """
     return [f"{index.folder}: {problem}" for problem in _problems(index)]
 
@@ -83,8 +84,8 @@ def _repair_vectors(index: Index, embed: Callable[[list[Chunk]], np.ndarray]) ->
 
 
 def _problems(index: Index) -> Iterator[str]:
-    index.refresh()
-    store = index.view.store
+    view = View.open(index.folder, derived=False)
+    store = view.store
     try:
         found = [text for (text,) in store.select("PRAGMA integrity_check(10)")]
     except sqlite3.DatabaseError as error:
@@ -92,16 +93,14 @@ def _problems(index: Index) -> Iterator[str]:
     if found != ["ok"]:
         yield f"SQLite finds damage: {'; '.join(found)}"
         return
-    yield from _documents(index)
-    yield from _vectors(index)
-    yield from _sparse(index)
-    yield from _faiss(index)
-    for path in index.orphans():
-        yield f"{path.name} is not referred to; left by a crash"
+    yield from _documents(view)
+    yield from _vectors(view)
+    yield from _sparse(index, view)
+    yield from _faiss(index, view)
 
 
-def _documents(index: Index) -> Iterator[str]:
-    store, total, count = index.view.store, 0, 0
+def _documents(view: View) -> Iterator[str]:
+    store, total, count = view.store, 0, 0
     changed, terms = [], 0
     last = -1
     statement = (
@@ -125,7 +124,7 @@ def _documents(index: Index) -> Iterator[str]:
         yield f"{len(changed)} documents or their passages were changed: {_some(changed)}; add them again"
     if terms:
         yield f"the filters of {terms} documents do not agree with their metadata"
-    meta = index.view.meta
+    meta = view.meta
     if (meta["chunks"], int(meta["contents"], 16)) != (count, total % (1 << 256)):
         yield f"the recorded number or fingerprint of passages is wrong: {meta['chunks']} recorded, {count} there"
     lost = store.select("SELECT count(*) FROM chunks WHERE document NOT IN (SELECT document FROM documents)")[0][0]
@@ -133,15 +132,15 @@ def _documents(index: Index) -> Iterator[str]:
         yield f"{lost} passages belong to no document"
 
 
-def _vectors(index: Index) -> Iterator[str]:
-    store = index.view.store
+def _vectors(view: View) -> Iterator[str]:
+    store = view.store
     missing = [row for (row,) in store.select("SELECT row FROM chunks WHERE row NOT IN (SELECT row FROM vectors)")]
     surplus = [row for (row,) in store.select("SELECT row FROM vectors WHERE row NOT IN (SELECT row FROM chunks)")]
     with store.lock:
         damaged = [
             row
             for row, blob, known in store.connection.execute("SELECT row, vector, hash FROM vectors")
-            if len(blob) != 4 * index.dim or vector_hash(blob) != known
+            if len(blob) != 4 * view.meta["dim"] or vector_hash(blob) != known
         ]
     for rows, words in ((missing, "have no vector"), (surplus, "have a vector but no passage")):
         if rows:
@@ -150,20 +149,20 @@ def _vectors(index: Index) -> Iterator[str]:
         yield f"{len(damaged)} vectors do not have their hash: rows {_some(damaged)}"
 
 
-def _sparse(index: Index) -> Iterator[str]:
+def _sparse(index: Index, view: View) -> Iterator[str]:
     try:
         with index.writer.transaction():
             there = sparse.check(index.writer.connection)
-            live = {row for (row,) in index.writer.connection.execute("SELECT row FROM chunks")}
     except RestillError as error:
         yield str(error)
         return
+    live = {row for (row,) in view.store.select("SELECT row FROM chunks")}
     if there != live:
         yield f"the sparse index lacks {len(live - there)} rows and has {len(there - live)} too many"
 
 
-def _faiss(index: Index) -> Iterator[str]:
-    recorded = index.view.meta["faiss"]
+def _faiss(index: Index, view: View) -> Iterator[str]:
+    recorded = view.meta["faiss"]
     if recorded is None:
         return
     try:
@@ -174,7 +173,7 @@ def _faiss(index: Index) -> Iterator[str]:
     except RestillError as error:
         yield str(error)
         return
-    store = index.view.store
+    store = view.store
     rows = faiss.vector_to_array(base.id_map)
     live = np.array([row for (row,) in store.select("SELECT row FROM chunks ORDER BY row")], np.int64)
     deleted = np.array([row for (row,) in store.select("SELECT row FROM deleted")], np.int64)

@@ -116,6 +116,7 @@ def write(index: faiss.IndexIDMap, folder: Path, *, kind: Kind, last_row: int, g
         faiss.write_index(index, str(path))
         with path.open("rb+") as file:
             os.fsync(file.fileno())
+        _flush_folder(folder)
         return FaissFile(
             name=path.name,
             kind=kind,
@@ -168,6 +169,16 @@ def read(folder: Path, recorded: Mapping[str, Any], *, whole: bool = False) -> t
     if not isinstance(index, faiss.IndexIDMap) or index.ntotal != record.vectors:
         raise RestillError(f"{path}: holds another index than was recorded; run `restill index --repair`")
     return index, record
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the names in ``folder`` survive a loss of power; other systems than POSIX cannot be asked to."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

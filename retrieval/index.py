@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from ..models.errors import RestillError
+from . import faiss_file
+from .faiss_file import checked_kind
 from .store import Store
 from .types import Chunk
-from .view import STORE, View
+from .view import STORE, Snapshot, View
 from .write import Entry, write
 
 FORMAT = "restill-index"
@@ -27,7 +29,7 @@ VERSION = 2
 MANIFEST = "index.json"
 
 COMPACT_SHARE, COMPACT_ROWS = 0.2, 20_000
-"""A new FAISS file is written when so many rows, and this share of all, are not in the old one or deleted."""
+"""A new FAISS file is written when so many rows, and this share of all, are not in the old one, or deleted."""
 
 
 class Index:
@@ -66,8 +68,6 @@ class Index:
         Raises:
             RestillError: something is there already, it cannot be written, or there is no such kind.
         """
-        from .faiss_file import checked_kind
-
         checked_kind(kind, 0)
         about = {"name": encoder, "fingerprint": encoder_fingerprint, "dim": dim}
         meta = {"encoder": encoder, "encoder_fingerprint": encoder_fingerprint, "dim": dim}
@@ -87,10 +87,11 @@ class Index:
         return cls(place, View.open(place, threads), temporary)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, threads: int | None = None) -> Index:
+    def open(cls, folder: str | os.PathLike[str], *, threads: int | None = None, derived: bool = True) -> Index:
         """Open a folder; a large FAISS file is mapped into memory.
 
         Args:
+            derived: without, the FAISS file is not opened and cannot fail: for `check` and `repair` alone.
             threads: threads of a vector search; ``$RESTILL_THREADS`` or all cores if not given.
 
         Raises:
@@ -99,7 +100,7 @@ class Index:
         place = Path(os.path.abspath(folder))
         manifest = read_manifest(place)
         try:
-            view = View.open(place, threads)
+            view = View.open(place, threads, derived=derived)
             about = manifest["encoder"]
             same = about["fingerprint"] == view.meta["encoder_fingerprint"] and about["dim"] == view.meta["dim"]
         except (KeyError, TypeError) as error:
@@ -133,6 +134,11 @@ class Index:
         """The kind of FAISS file asked for."""
         return self.view.meta["kind"]
 
+    @property
+    def fingerprint(self) -> str:
+        """See `Snapshot.fingerprint`."""
+        return Snapshot([self.view]).fingerprint
+
     def __len__(self) -> int:
         """Number of passages."""
         return self.view.meta["chunks"]
@@ -148,16 +154,27 @@ class Index:
             before, self.view = self.view, self.view.refreshed()
             return self.view is not before
 
-    def write(
-        self, entries: Sequence[Entry], *, delete: Sequence[str] = (), replace: bool = False, compact: bool = True
-    ) -> None:
-        """Put and delete documents in one transaction (see `write.write`), and compact when much has gathered."""
+    def write(self, entries: Sequence[Entry], *, delete: Sequence[str] = (), replace: bool = False) -> None:
+        """Put and delete documents in one transaction; see `write.write`."""
         with self._lock:
             write(self.writer, entries, delete=delete, replace=replace)
             self.refresh()
-            stale = self.view.dense.stale
-            if compact and stale >= COMPACT_ROWS and stale >= COMPACT_SHARE * len(self):
-                self.compact()
+
+    def compact_if_due(self, least: int = COMPACT_ROWS) -> bool:
+        """`compact` when ``least`` rows and a fifth of all are not in the file, or deleted; True if it did."""
+        stale = self.view.dense.stale
+        wanted = checked_kind(self.kind, len(self))
+        if self._temporary is not None and wanted == self.view.dense.kind == "flat":
+            return False  # a flat file would only repeat what is in memory
+        if stale < least or stale < COMPACT_SHARE * len(self):
+            return False
+        self.compact()
+        return True
+
+    def mark_unfinished(self, unfinished: bool) -> None:
+        """Record that a long build began, or ended."""
+        with self._lock, self.writer.transaction():
+            self.writer.set_meta(unfinished=unfinished)
 
     def compact(self, kind: str | None = None) -> None:
         """Write a FAISS file of all live vectors, record it, and remove the one before.
@@ -170,12 +187,10 @@ class Index:
         Raises:
             RestillError: there is no such kind, or the disk is full.
         """
-        from . import faiss_file
-
         with self._lock:
             self.refresh()
             view, record = self.view, None
-            chosen = faiss_file.checked_kind(kind or self.kind, len(view.dense))
+            chosen = checked_kind(kind or self.kind, len(view.dense))
             if len(view.dense):
                 index = faiss_file.build(
                     chosen,
@@ -189,12 +204,14 @@ class Index:
                 ).to_dict()
                 del index
             with self.writer.transaction():
-                if self.writer.meta().get("faiss") == view.meta.get("faiss"):  # else another writer was faster
+                # Else another writer was faster, and took our file for one left by a crash perhaps.
+                there = record is None or (self.folder / record["name"]).exists()
+                if there and self.writer.meta().get("faiss") == view.meta.get("faiss"):
                     self.writer.set_meta(faiss=record, kind=kind or self.kind)
                     self.writer.connection.execute(
                         "DELETE FROM deleted WHERE generation <= ?", [view.meta["generation"]]
                     )
-                self.remove_orphans()
+            self.remove_orphans()
             self.refresh()
 
     def orphans(self) -> list[Path]:
@@ -204,9 +221,12 @@ class Index:
 
     def remove_orphans(self) -> None:
         """Delete them. Readers that have one open keep it (POSIX)."""
-        for path in self.orphans():
-            with contextlib.suppress(OSError):  # in use (Windows)
-                path.unlink()
+        # In a transaction, so that nobody records one of them now; one of its own, since the file that
+        # was recorded before may go only after the new record is committed.
+        with self.writer.transaction():
+            for path in self.orphans():
+                with contextlib.suppress(OSError):  # in use (Windows)
+                    path.unlink()
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write a compacted copy: all of it, or nothing. An index already there is replaced.
@@ -234,9 +254,9 @@ class Index:
 
     def close(self) -> None:
         """Let go of the files; the index cannot be used afterwards."""
-        if "writer" in self.__dict__:
-            self.writer.close()
         self.view.store.close()
+        if "writer" in self.__dict__:  # last, since a reader cannot clear away the write-ahead log
+            self.writer.close()
 
     def check(self) -> list[str]:
         """What does not agree, a sentence each; see `check.check`."""

@@ -208,7 +208,7 @@ class Retriever(BaseRetriever):
         gone, sources = [], None
         if source is not None:
             known = index.view.store.select("SELECT doc_id FROM documents WHERE source = ?", [source])
-            gone, sources = [doc_id for (doc_id,) in known if doc_id not in ids], dict.fromkeys(ids, source)
+            gone, sources = [doc_id for (doc_id,) in known if doc_id not in ids], {doc_id: source for doc_id in ids}
         return put(index, read, self.encoder, sources=sources, replace=True, delete=gone, whole=True, progress=progress)
 
     def delete(self, doc_ids: Iterable[str]) -> None:
@@ -220,6 +220,7 @@ class Retriever(BaseRetriever):
         if isinstance(doc_ids, str):
             raise RestillError(f"delete takes a list of ids; write delete([{doc_ids!r}])")
         self.index.write([], delete=list(dict.fromkeys(doc_ids)))
+        self.index.compact_if_due()
 
     def refresh(self) -> bool:
         """See what other processes wrote since; True if anything was."""

@@ -126,6 +126,10 @@ class Store:
         with self.lock:
             self.connection.close()
 
+    def __del__(self) -> None:
+        # A connection is part of a cycle: left to itself it would hold its snapshot until the cycle is collected.
+        self.connection.close()
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing; other writers wait.

@@ -34,8 +34,8 @@ class View:
         self.folder, self.store, self.meta, self.dense = folder, store, meta, dense
 
     @classmethod
-    def open(cls, folder: Path, threads: int | None = None) -> View:
-        """What is committed in ``folder`` now.
+    def open(cls, folder: Path, threads: int | None = None, *, derived: bool = True) -> View:
+        """What is committed in ``folder`` now; without ``derived`` for reading the store alone.
 
         Raises:
             RestillError: a file is missing, or is not what was recorded.
@@ -45,6 +45,8 @@ class View:
             store = Store.snapshot(folder / STORE)
             meta = store.meta()
             base, kind = None, "flat"
+            if not derived:
+                return cls(folder, store, meta, DenseIndex(meta["dim"], threads=threads))
             try:
                 if meta.get("faiss"):
                     base, record = faiss_file.read(folder, meta["faiss"])
@@ -67,6 +69,7 @@ class View:
             store.close()
             return self
         if meta.get("faiss") != self.meta.get("faiss"):
+            store.close()
             return View.open(self.folder, self.dense.threads)
         dense = self._caught_up(store, meta, self.dense, since=self.meta["generation"])
         return View(self.folder, store, meta, dense)

@@ -1,16 +1,17 @@
-"""The index folder: written whole, checked when opened."""
+"""The index folder: created and saved whole, checked when opened, mended from its store."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from restill.models.errors import RestillError
-from restill.retrieval.build import build_index
+from restill.retrieval.build import build_index, create_index, embed, put
 from restill.retrieval.index import Index, is_index
 from restill.retrieval.types import Document
 
@@ -25,27 +26,38 @@ def index(encoder) -> Index:
     return build_index(DOCUMENTS, encoder)[0]
 
 
+def chunks(index: Index) -> list:
+    return [chunk for _, chunk in index.view.store.all_chunks()]
+
+
 def test_what_is_saved_is_opened_again(tmp_path: Path, index: Index) -> None:
     folder = index.save(tmp_path / "deep" / "index")
+    assert sorted(path.suffix for path in folder.iterdir()) == [".db", ".faiss", ".json"]
     again = Index.open(folder)
-    assert sorted(os.listdir(folder)) == ["chunks.jsonl", "index.json", "vectors.faiss"]
-    assert again.chunks == index.chunks and again.fingerprint == index.fingerprint
-    assert again.encoder == "hashing" and len(again.vectors) == len(again.chunks)
+    assert chunks(again) == chunks(index) and again.fingerprint == index.fingerprint
+    assert again.encoder == "hashing" and len(again.view.dense) == len(again) == len(chunks(index))
+    assert again.view.dense.stale == 0 and again.check() == []
     manifest = json.loads((folder / "index.json").read_text())
-    assert manifest["documents"] == 5 and manifest["encoder"]["dim"] == 128 and manifest["version"] == 1
+    assert manifest["version"] == 2 and manifest["encoder"]["dim"] == 128
     assert is_index(folder) and not is_index(tmp_path)
 
 
-def test_the_fingerprint_depends_on_every_document(encoder, index: Index) -> None:
-    same, _ = build_index(DOCUMENTS, encoder)
+def test_the_fingerprint_tells_contents_apart_and_not_histories(encoder, index: Index) -> None:
+    same, _ = build_index(DOCUMENTS[::-1], encoder)
     fewer, _ = build_index(DOCUMENTS[:4], encoder)
     assert same.fingerprint == index.fingerprint != fewer.fingerprint
+    put(fewer, DOCUMENTS[4:], encoder)
+    assert fewer.fingerprint == index.fingerprint
+    put(fewer, [Document(id="d0", text="other")], encoder, replace=True)
+    assert fewer.fingerprint != index.fingerprint
+    put(fewer, DOCUMENTS, encoder, replace=True)
+    assert fewer.fingerprint == index.fingerprint
 
 
 def test_saving_replaces_an_index_and_nothing_else(tmp_path: Path, encoder, index: Index) -> None:
     folder = index.save(tmp_path / "index")
     build_index(DOCUMENTS[:1], encoder)[0].save(folder)
-    assert {chunk.doc_id for chunk in Index.open(folder).chunks} == {"d0"}
+    assert {chunk.doc_id for chunk in chunks(Index.open(folder))} == {"d0"}
     assert os.listdir(tmp_path) == ["index"]
     (tmp_path / "empty").mkdir()
     assert is_index(index.save(tmp_path / "empty"))
@@ -54,6 +66,8 @@ def test_saving_replaces_an_index_and_nothing_else(tmp_path: Path, encoder, inde
     for name in ("mine", "mine/notes.txt"):
         with pytest.raises(RestillError, match="exists and is no index"):
             index.save(tmp_path / name)
+        with pytest.raises(RestillError, match="exists and is not empty"):
+            create_index(tmp_path / name, "hashing", encoder)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
 
 
@@ -71,32 +85,83 @@ def test_a_full_disk_leaves_the_old_index(tmp_path: Path, encoder, index: Index,
     real = getattr(os, failing)
     with monkeypatch.context() as patch:
         patch.setattr(os, failing, full)
-        with pytest.raises(RestillError, match="cannot write the index .*No space left"):
+        with pytest.raises(RestillError, match="cannot write .*No space left"):
             build_index(DOCUMENTS[:1], encoder)[0].save(folder)
     assert Index.open(folder).fingerprint == index.fingerprint and os.listdir(tmp_path) == ["index"]
 
 
-@pytest.mark.parametrize("name", ["chunks.jsonl", "vectors.faiss"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_damage_is_found_before_a_file_is_parsed(tmp_path: Path, index: Index, name: str, damage: str) -> None:
-    file = index.save(tmp_path / "index") / name
+def test_a_damaged_faiss_file_is_refused_and_made_again(tmp_path: Path, index: Index, encoder, damage: str) -> None:
+    folder = index.save(tmp_path / "index")
+    file = next(folder.glob("*.faiss"))
     data = file.read_bytes()
     if damage == "remove":
         file.unlink()
     else:
         file.write_bytes(data[:-1] if damage == "cut" else bytes([data[0] ^ 1]) + data[1:])
-    with pytest.raises(RestillError, match=name):
+    with pytest.raises(RestillError, match=rf"{file.name}.*--repair"):
+        Index.open(folder)
+    broken = Index.open(folder, derived=False)
+    assert len(broken.check()) == 1
+    assert broken.repair(lambda chunks: embed(chunks, encoder)) == []
+    again = Index.open(folder)
+    queries = encoder.encode(["Text number 3", "Title 4"])
+    assert again.view.dense.search(queries, 9) == index.view.dense.search(queries, 9)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("UPDATE vectors SET vector = zeroblob(512) WHERE row = 2", "1 vectors do not have their hash: rows 2"),
+        ("DELETE FROM vectors WHERE row = 3", "1 rows have no vector: 3"),
+        ("INSERT INTO vectors VALUES (99, zeroblob(512), x'00')", "1 rows have a vector but no passage: 99"),
+        ("DELETE FROM sparse WHERE rowid = 1", "sparse index lacks 1 rows"),
+        ("DELETE FROM terms WHERE document = 2", "the filters of 1 documents"),
+        ("UPDATE meta SET value = '7' WHERE key = 'chunks'", "the recorded number"),
+        ("UPDATE meta SET value = json_set(value, '$.last_row', 0) WHERE key = 'faiss'", "has 20 too many"),
+    ],
+)
+def test_what_does_not_agree_is_named_and_mended(tmp_path: Path, index: Index, encoder, damage: str, words) -> None:
+    folder = index.save(tmp_path / "index")
+    with sqlite3.connect(folder / "store.db") as connection:
+        connection.execute(damage)
+    connection.close()
+    broken = Index.open(folder, derived=False)
+    assert words in " ".join(broken.check())
+    assert broken.repair(lambda chunks: embed(chunks, encoder)) == []
+    assert Index.open(folder).check() == []
+    assert chunks(Index.open(folder)) == chunks(index)
+
+
+def test_damage_to_a_document_is_named_and_mended_by_adding_it_again(tmp_path: Path, index: Index, encoder) -> None:
+    folder = index.save(tmp_path / "index")
+    with sqlite3.connect(folder / "store.db") as connection:
+        connection.execute("UPDATE documents SET text = replace(text, 'number', 'damage') WHERE doc_id = 'd3'")
+    connection.close()
+    broken = Index.open(folder)
+    assert "1 documents or their passages were changed: d3" in " ".join(broken.check())
+    put(broken, [Document(id="d3", text="x")], encoder, replace=True)
+    put(broken, DOCUMENTS, encoder, replace=True)
+    assert broken.check() == [] and broken.fingerprint == index.fingerprint
+
+
+def test_a_broken_store_is_named(tmp_path: Path, index: Index) -> None:
+    file = index.save(tmp_path / "index") / "store.db"
+    file.write_bytes(b"nonsense" * 1000)
+    with pytest.raises(RestillError, match=r"store\.db: is no store, or damaged"):
+        Index.open(tmp_path / "index")
+    file.unlink()
+    with pytest.raises(RestillError, match=r"store\.db"):
         Index.open(tmp_path / "index")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 2}, "format version 2"),
+        ({"version": 1}, "format version 1, this restill reads 2; build it again"),
         ({"format": "other"}, "is no index"),
-        ({"sha256": {}}, "damaged"),
         ({"encoder": None}, "damaged"),
-        ({"chunks": 1}, "vectors"),
+        ({"encoder": {"fingerprint": "x", "dim": 128}}, "different encoders"),
     ],
 )
 def test_a_wrong_manifest_is_named(tmp_path: Path, index: Index, change: dict, words: str) -> None:
@@ -111,8 +176,31 @@ def test_a_wrong_manifest_is_named(tmp_path: Path, index: Index, change: dict, w
         Index.open(tmp_path)
 
 
-def test_metadata_that_is_no_json_is_named(tmp_path: Path, encoder) -> None:
-    index, _ = build_index([Document(id="a", text="t", metadata={"x": object()})], encoder)
+def test_metadata_that_is_no_json_is_named(encoder) -> None:
     with pytest.raises(RestillError, match="metadata cannot be written as JSON"):
-        index.save(tmp_path / "index")
-    assert os.listdir(tmp_path) == []
+        build_index([Document(id="a", text="t", metadata={"x": object()})], encoder)
+
+
+def test_readers_keep_their_file_while_another_is_written(tmp_path: Path, index: Index, encoder) -> None:
+    folder = index.save(tmp_path / "index")
+    reader, writer = Index.open(folder), Index.open(folder)
+    before, view = chunks(reader), reader.view
+    put(writer, [Document(id="new", text="something else")], encoder, delete=["d1"])
+    writer.compact("hnsw")
+    query = encoder.encode(["Text number 1"])
+    assert chunks(reader) == before and len(reader.view.dense.search(query, 99)[0]) == len(before)
+    assert reader.refresh() and not reader.refresh()
+    assert reader.fingerprint == writer.fingerprint and reader.view.dense.kind == "hnsw"
+    assert {chunk.doc_id for chunk in chunks(reader)} == {"d0", "d2", "d3", "d4", "new"}
+    assert len(view.store.chunks(view.dense.rows)) == len(before)
+    assert len(list(folder.glob("*.faiss"))) == 1 and reader.check() == []
+
+
+def test_compaction_comes_when_a_fifth_is_stale(tmp_path: Path, index: Index, encoder) -> None:
+    opened = Index.open(index.save(tmp_path / "index"))
+    file = opened.view.meta["faiss"]["name"]
+    put(opened, [Document(id="new", text="one")], encoder)
+    assert not opened.compact_if_due() and opened.view.dense.stale == 1
+    put(opened, [Document(id=f"new{n}", text=f"more {n}") for n in range(10)], encoder)
+    assert opened.compact_if_due(1) and opened.view.meta["faiss"]["name"] != file
+    assert opened.view.dense.stale == 0 and opened.check() == []
