@@ -188,19 +188,20 @@ class Index:
             RestillError: there is no such kind, or the disk is full.
         """
         with self._lock:
-            self.refresh()
-            view, record = self.view, None
-            chosen = checked_kind(kind or self.kind, len(view.dense))
-            if len(view.dense):
+            view, record = View.open(self.folder, derived=False), None  # its vectors need not be in memory
+            rows = view.store.rows()
+            chosen = checked_kind(kind or self.kind, len(rows))
+            if len(rows):
                 index = faiss_file.build(
                     chosen,
                     self.dim,
-                    self._sample(faiss_file.clusters(len(view.dense))) if chosen == "ivf" else np.empty((0, self.dim)),
+                    self._sample(view, rows) if chosen == "ivf" else np.empty((0, self.dim), np.float32),
                     view.store.vectors_after(-1, self.dim),
-                    len(view.dense),
+                    len(rows),
                 )
+                generation = view.meta["generation"]
                 record = faiss_file.write(
-                    index, self.folder, kind=chosen, last_row=view.dense.last_row, generation=view.meta["generation"]
+                    index, self.folder, kind=chosen, last_row=int(rows[-1]), generation=generation
                 ).to_dict()
                 del index
             with self.writer.transaction():
@@ -270,12 +271,11 @@ class Index:
 
         return repair(self, embed)
 
-    def _sample(self, lists: int) -> np.ndarray:
+    def _sample(self, view: View, rows: np.ndarray) -> np.ndarray:
         """Up to 64 vectors for each ivf cluster, drawn with a fixed seed."""
-        rows = self.view.dense.rows
-        drawn = np.sort(np.random.default_rng(0).choice(rows, min(len(rows), 64 * lists), replace=False))
-        parts = [self.view.store.vectors(drawn[at : at + 8192], self.dim) for at in range(0, len(drawn), 8192)]
-        return np.concatenate(parts)
+        count = min(len(rows), 64 * faiss_file.clusters(len(rows)))
+        drawn = np.sort(np.random.default_rng(0).choice(rows, count, replace=False))
+        return np.concatenate([view.store.vectors(drawn[at : at + 8192], self.dim) for at in range(0, count, 8192)])
 
 
 def is_index(folder: str | os.PathLike[str]) -> bool:

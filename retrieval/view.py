@@ -77,22 +77,13 @@ class View:
     @staticmethod
     def _caught_up(store: Store, meta: dict[str, Any], dense: DenseIndex, since: int) -> DenseIndex:
         dim = meta["dim"]
-        batches = list(store.vectors_after(dense.last_row, dim))
-        rows, vectors = (
-            (np.concatenate(part) for part in zip(*batches, strict=True))
-            if batches
-            else (
-                np.empty(0, np.int64),
-                np.empty((0, dim), np.float32),
-            )
+        for rows, vectors in store.vectors_after(dense.last_row, dim):
+            dense = dense.extended(rows, vectors)
+        removed = np.array(
+            [row for (row,) in store.select("SELECT row FROM deleted WHERE generation > ?", [since])], np.int64
         )
-        removed = store.select("SELECT row FROM deleted WHERE generation > ?", [since])
-        return dense.extended(
-            rows,
-            vectors,
-            np.array([row for (row,) in removed], np.int64),
-            lambda wanted: store.vectors(wanted, dim),
-        )
+        none = np.empty((0, dim), np.float32)
+        return dense.extended(removed[:0], none, removed, lambda rows: store.vectors(rows, dim))
 
     def allowed(self, where: Where | None) -> np.ndarray | None:
         """The rows that pass ``where``, int64 ascending; None (all of them) without a filter.

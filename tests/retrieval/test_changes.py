@@ -43,7 +43,7 @@ def named(snapshot: Snapshot, found: Found) -> list[dict[float, set[tuple]]]:
     return results
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     kind=st.sampled_from(["flat", "ivf", "hnsw"]),
     changes=st.lists(st.one_of(puts, puts, deletes, compactions), max_size=12),
