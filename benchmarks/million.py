@@ -62,10 +62,13 @@ def batches(given: np.ndarray, count: int, noise: float) -> Iterator[tuple[int, 
 def store_vectors(folder: Path, given: np.ndarray, count: int, noise: float) -> Any:
     """An index with one short passage a vector, a hundred a document."""
     from restill.retrieval.index import Index
+    from restill.retrieval.store import Store
     from restill.retrieval.types import Chunk, Document
+    from restill.retrieval.view import STORE
     from restill.retrieval.write import Entry, write
 
-    index = Index.create(folder, encoder="minilm", encoder_fingerprint="of the benchmark", dim=DIM)
+    Index.create(folder, encoder="minilm", encoder_fingerprint="of the benchmark", dim=DIM).close()
+    store = Store.writer(folder / STORE)
     for first, vectors in batches(given, count, noise):
         entries = []
         for at in range(0, len(vectors), PER_DOCUMENT):
@@ -78,8 +81,9 @@ def store_vectors(folder: Path, given: np.ndarray, count: int, noise: float) -> 
             ]
             document = Document(id=name, text="".join(texts))
             entries.append(Entry(document=document, chunks=chunks, vectors={f"{i}": v for i, v in enumerate(part)}))
-        write(index.writer, entries)
-    return index
+        write(store, entries)
+    store.close()
+    return Index.open(folder, derived=False)  # compaction reads the vectors from the store
 
 
 def truth(given: np.ndarray, count: int, noise: float, queries: np.ndarray) -> np.ndarray:

@@ -37,11 +37,11 @@ AdapterOption = Annotated[
 ]
 PrecisionOption = Annotated[str, typer.Option(help="auto, f32, w8a8 (int8, on CPU), bf16 or int8.", rich_help_panel=_M)]
 IndexOption = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
         "--index",
         envvar="RESTILL_INDEX",
-        help="Folder made by `restill index`; ./index if not given.",
+        help="Folder made by `restill index`; ./index if not given. Several are searched as one.",
         rich_help_panel=_A,
     ),
 ]
@@ -133,7 +133,7 @@ def starter_for(model: str) -> str | None:
     return STARTER
 
 
-def open_retriever(index: Path | None, docs: list[Path] | None, k: int, *, progress: bool = True) -> Retriever:
+def open_retriever(index: list[Path] | None, docs: list[Path] | None, k: int, *, progress: bool = True) -> Retriever:
     """The retriever that ``--index`` or ``--docs`` name.
 
     Raises:
@@ -143,17 +143,19 @@ def open_retriever(index: Path | None, docs: list[Path] | None, k: int, *, progr
     from ..retrieval.retriever import Retriever
 
     if docs:
-        if index is not None:
+        if index:
             raise RestillError("--docs and --index exclude each other; give one")
         fetch(["minilm"])
         retriever = Retriever.from_path(*docs, k=k, progress=progress)
         for warning in retriever.load_warnings:
             stderr().print(f"warning: {warning}", style="yellow", markup=False)
         return retriever
-    folder = index or Path("index")
-    if index is None and not folder.is_dir():
+    if not index and not Path("index").is_dir():
         raise RestillError("no index: give --index DIR or --docs PATH, or make ./index with `restill index PATH`")
-    return Retriever.open(folder, k=k)
+    retriever = Retriever.open(index or [Path("index")], k=k)
+    for warning in retriever.load_warnings:
+        stderr().print(f"warning: {warning}", style="yellow", markup=False)
+    return retriever
 
 
 def make_agent(

@@ -60,7 +60,7 @@ def set_threads(threads: int | None) -> int:
 
 def probes(lists: int) -> int:
     """IVF clusters looked into of ``lists``."""
-    return min(lists, max(16, lists // 64))
+    return min(lists, max(48, lists // 16))
 
 
 class DenseIndex:

@@ -28,6 +28,9 @@ FORMAT = "restill-index"
 VERSION = 2
 MANIFEST = "index.json"
 
+LOG_LIMIT = 32 << 20
+"""Bytes of the write-ahead log from which it is written into the store and begun again."""
+
 COMPACT_SHARE, COMPACT_ROWS = 0.2, 20_000
 """A new FAISS file is written when so many rows, and this share of all, are not in the old one, or deleted."""
 
@@ -159,6 +162,12 @@ class Index:
         with self._lock:
             write(self.writer, entries, delete=delete, replace=replace)
             self.refresh()
+            log = self.folder / f"{STORE}-wal"
+            if log.stat().st_size > LOG_LIMIT:
+                # What our reader sees is the end of the log, so all of it can go to the store. A reader that begins
+                # after that does not need the log, which then starts again; one from before would keep it growing.
+                self.writer.select("PRAGMA wal_checkpoint(PASSIVE)")
+                self.view = self.view.refreshed(anyway=True)
 
     def compact_if_due(self, least: int = COMPACT_ROWS) -> bool:
         """`compact` when ``least`` rows and a fifth of all are not in the file, or deleted; True if it did."""

@@ -61,11 +61,12 @@ class View:
             return cls(folder, store, meta, cls._caught_up(store, meta, dense, since=-1))
         raise AssertionError("unreachable")
 
-    def refreshed(self) -> View:
-        """What is committed now: this view if nothing was."""
+    def refreshed(self, *, anyway: bool = False) -> View:
+        """What is committed now: this view if nothing was, unless a new one is wanted ``anyway``."""
         store = Store.snapshot(self.folder / STORE)
         meta = store.meta()
-        if meta["generation"] == self.meta["generation"] and meta.get("faiss") == self.meta.get("faiss"):
+        same = meta["generation"] == self.meta["generation"] and meta.get("faiss") == self.meta.get("faiss")
+        if same and not anyway:
             store.close()
             return self
         if meta.get("faiss") != self.meta.get("faiss"):

@@ -62,6 +62,33 @@ def test_index_reports_as_json(place):
     assert report["documents"] == 2 and report["passages"] == 2
 
 
+def test_index_follows_its_files_and_checks_itself(place, tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("Hallow Works was founded by Ada Brann.")
+    args = ["index", tmp_path / "docs", "--out", tmp_path / "index", "--encoder", place / "encoder"]
+    assert "1 documents, 1 passages" in run(*args).stdout
+    (tmp_path / "docs" / "b.txt").write_text("The Kestrel flies.")
+    (tmp_path / "docs" / "a.txt").rename(tmp_path / "a.txt")
+    again = run(*args)
+    assert "(1 added)" in again.stdout and "--prune would delete a.txt" in again.stderr
+    report = json.loads(run("index", "--out", tmp_path / "index", "--delete", "a.txt", "--json").stdout)
+    assert (report["documents"], report["deleted"]) == (1, 1)
+    assert "agree" in run("index", "--out", tmp_path / "index", "--check").stdout
+    for file in (tmp_path / "index").glob("*.faiss"):
+        file.unlink()
+    assert "is missing" in run("index", "--out", tmp_path / "index", "--check", code=1).stdout
+    assert "agree" in run("index", "--out", tmp_path / "index", "--repair").stdout
+    assert "give PATHs to index" in run("index", "--out", tmp_path / "index", code=1).stderr
+
+
+def test_several_indexes_are_searched_as_one(place, tmp_path):
+    (tmp_path / "c.txt").write_text("The sea is deep.")
+    run("index", tmp_path / "c.txt", "--out", tmp_path / "more", "--encoder", place / "encoder")
+    args = ["ask", "Who?", "--index", place / "index", "--index", tmp_path / "more", *QUICK, "--json"]
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert json.loads(result.stdout)["trajectory"]["question"] == "Who?"
+
+
 def test_ask_shows_every_step_and_the_status(place):
     result = CliRunner().invoke(app, ["ask", "Who built it?", *QUICK])
     assert "step 1" in result.stdout and "steps" in result.stdout

@@ -204,3 +204,13 @@ def test_compaction_comes_when_a_fifth_is_stale(tmp_path: Path, index: Index, en
     put(opened, [Document(id=f"new{n}", text=f"more {n}") for n in range(10)], encoder)
     assert opened.compact_if_due(1) and opened.view.meta["faiss"]["name"] != file
     assert opened.view.dense.stale == 0 and opened.check() == []
+
+
+def test_the_log_does_not_grow_with_what_is_written(tmp_path: Path, index: Index, encoder, monkeypatch) -> None:
+    monkeypatch.setattr("restill.retrieval.index.LOG_LIMIT", 1 << 18)
+    opened, sizes = Index.open(index.save(tmp_path / "index")), []
+    for n in range(60):
+        put(opened, [Document(id=f"more{n}", text=f"{n} words. " * 300)], encoder)
+        sizes.append((opened.folder / "store.db-wal").stat().st_size)
+    assert (opened.folder / "store.db").stat().st_size > 3 * max(sizes[30:]) and max(sizes[30:]) == max(sizes[:30])
+    assert opened.check() == []
