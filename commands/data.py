@@ -37,8 +37,8 @@ def pull(
 
 def index(
     paths: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="PATH...", help="Files and folders: text, Markdown, HTML, PDF, JSONL."),
+        list[str] | None,
+        typer.Argument(metavar="PATH...", help="Files, folders, URLs: text, Markdown, HTML, PDF, DOCX, CSV, JSONL."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the index.")] = Path("index"),
     encoder: Annotated[

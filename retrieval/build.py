@@ -94,7 +94,6 @@ def put(
     documents: Sequence[Document],
     encoder: Encoder,
     *,
-    sources: Mapping[str, str] | None = None,
     replace: bool = False,
     delete: Sequence[str] = (),
     whole: bool = False,
@@ -106,7 +105,6 @@ def put(
     interrupted call goes on where it was when it is made again.
 
     Args:
-        sources: document ids and the files they come from.
         replace: allow documents that are there with another content.
         delete: ids to delete in the first transaction.
         whole: one transaction for all.
@@ -125,10 +123,7 @@ def put(
         for _, chunks, known in waiting:
             new.update((chunk.content_hash, chunk) for chunk in chunks if chunk.content_hash not in known)
         vectors = dict(zip(new, embed(list(new.values()), encoder), strict=True))
-        entries = [
-            Entry(document=document, chunks=chunks, vectors=vectors, source=(sources or {}).get(document.id, ""))
-            for document, chunks, _ in waiting
-        ]
+        entries = [Entry(document=document, chunks=chunks, vectors=vectors) for document, chunks, _ in waiting]
         if entries or delete:
             index.write(entries, delete=delete, replace=replace)
         changes.embedded += len(new)

@@ -104,12 +104,13 @@ def _documents(view: View) -> Iterator[str]:
     changed, terms = [], 0
     last = -1
     statement = (
-        "SELECT document, doc_id, title, text, metadata, extra, hash, digest FROM documents "
+        "SELECT document, doc_id, source, title, text, metadata, extra, hash, digest FROM documents "
         "WHERE document > ? ORDER BY document LIMIT 100"
     )
     while batch := store.select(statement, [last]):
-        for number, doc_id, title, text, metadata, extra, known, digest in batch:
-            document = Document(id=doc_id, title=title, text=text, metadata=json.loads(metadata), **json.loads(extra))
+        for number, doc_id, source, title, text, metadata, extra, known, digest in batch:
+            values = {"metadata": json.loads(metadata), **json.loads(extra)}
+            document = Document(id=doc_id, source=source, title=title, text=text, **values)
             rows = [row for (row,) in store.select("SELECT row FROM chunks WHERE document = ?", [number])]
             chunks = sorted(store.chunks(rows), key=lambda chunk: (chunk.start, chunk.end))
             whole = all(text[chunk.start : chunk.end] == chunk.text for chunk in chunks)

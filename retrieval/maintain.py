@@ -83,8 +83,7 @@ def bring_up_to_date(
         index.write([], delete=[str(doc_id) for doc_id in deleted])
     if model is not None:
         index.mark_unfinished(True)
-        sources = {doc_id: str(file.absolute()) for doc_id, file in report.sources.items()}
-        changes = put(index, report.documents, model, sources=sources, replace=True, progress=progress)
+        changes = put(index, report.documents, model, replace=True, progress=progress)
         index.mark_unfinished(False)
     if kind is not None and kind != index.kind:
         index.compact(kind)
@@ -132,14 +131,15 @@ def _check_options(index: Index, encoder: str | Encoder | None, chunk_tokens: in
 
 def _gone(index: Index, report: LoadReport, paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Documents that came from under ``paths`` and are there no more."""
-    roots = [Path(path).absolute() for path in paths]
-    read = {str(file.absolute()) for file in report.sources.values()}
+    roots = {str(path) for path in paths} | {os.path.abspath(path) for path in paths}
+    there = {document.id for document in report.documents}
+    read = {document.source for document in report.documents}
     gone = []
-    for doc_id, source in index.view.store.select("SELECT doc_id, source FROM documents WHERE source != ''"):
-        file = Path(source)
-        if doc_id in report.sources or not any(root == file or root in file.parents for root in roots):
+    for doc_id, source in index.view.store.select("SELECT doc_id, source FROM documents WHERE source IS NOT NULL"):
+        above = {source, *map(str, Path(source).parents)}
+        if doc_id in there or source in report.unreadable or not roots & above:
             continue
-        if source in read or not file.exists():
+        if source in read or not os.path.exists(source):
             gone.append(doc_id)
     return gone
 

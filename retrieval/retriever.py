@@ -203,13 +203,13 @@ class Retriever(BaseRetriever):
         Raises:
             RestillError: a document is malformed; nothing is changed then.
         """
-        read = as_documents(documents)
-        index, ids = self.index, {document.id for document in read}
-        gone, sources = [], None
+        read, index, gone = as_documents(documents), self.index, []
         if source is not None:
+            ids = {document.id for document in read}
             known = index.view.store.select("SELECT doc_id FROM documents WHERE source = ?", [source])
-            gone, sources = [doc_id for (doc_id,) in known if doc_id not in ids], {doc_id: source for doc_id in ids}
-        return put(index, read, self.encoder, sources=sources, replace=True, delete=gone, whole=True, progress=progress)
+            gone = [doc_id for (doc_id,) in known if doc_id not in ids]
+            read = [document.model_copy(update={"source": source}) for document in read]
+        return put(index, read, self.encoder, replace=True, delete=gone, whole=True, progress=progress)
 
     def delete(self, doc_ids: Iterable[str]) -> None:
         """Delete documents in one transaction.

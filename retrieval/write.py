@@ -21,7 +21,7 @@ from . import filters, sparse
 from .store import Store
 from .types import Chunk, Document
 
-_IN_COLUMNS = {"id", "chunk_id", "doc_id", "title", "text", "start", "end", "content_hash", "metadata"}
+_IN_COLUMNS = {"id", "source", "chunk_id", "doc_id", "title", "text", "start", "end", "content_hash", "metadata"}
 _COLUMNS = "source, title, folded, text, metadata, extra, hash, digest"
 _MODULUS = 1 << 256
 
@@ -31,7 +31,6 @@ class Entry:
     """A document as it is written.
 
     Attributes:
-        source: the file it came from, or "".
         chunks: all its passages, in order.
         vectors: content hash to vector f32 [dim]; those that the store has for this document may be missing.
     """
@@ -39,7 +38,6 @@ class Entry:
     document: Document
     chunks: Sequence[Chunk]
     vectors: Mapping[str, np.ndarray] = field(repr=False)
-    source: str = ""
 
 
 def write(store: Store, entries: Sequence[Entry], *, delete: Sequence[str] = (), replace: bool = False) -> int:
@@ -90,7 +88,7 @@ class _Writing:
         metadata = encoded(document.metadata)
         digest = chunks_digest(entry.chunks)
         values = (
-            entry.source,
+            document.source,
             document.title,
             folded(document.title),
             document.text,
