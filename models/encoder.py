@@ -80,17 +80,27 @@ class Bert(nnx.Module):
             f32 [B, D].
         """
         mask = jnp.arange(ids.shape[1]) < lengths[:, None]
-        bias = jnp.where(mask, 0.0, -1e9)[:, None, None, :]
+        mean = (self.hidden(ids, lengths) * mask[..., None]).sum(1) / lengths[:, None]
+        return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
+
+    def hidden(self, ids: jax.Array, lengths: jax.Array) -> jax.Array:
+        """The last layer's states f32 [B, L, D]; those beyond ``lengths`` mean nothing."""
+        bias = jnp.where(jnp.arange(ids.shape[1]) < lengths[:, None], 0.0, -1e9)[:, None, None, :]
         x = self.norm(self.words(ids) + self.positions(jnp.arange(ids.shape[1])))
         for layer in self.layers:
             x = layer(x, bias)
-        mean = (x * mask[..., None]).sum(1) / lengths[:, None]
-        return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
+        return x
 
 
 @partial(jax.jit, static_argnums=0)
 def _embed(graph: nnx.GraphDef, leaves: nnx.State, ids: jax.Array, lengths: jax.Array) -> jax.Array:
     return nnx.merge(graph, leaves)(ids, lengths)
+
+
+@partial(jax.jit, static_argnums=0)
+def _embed_tokens(graph: nnx.GraphDef, leaves: nnx.State, ids: jax.Array, lengths: jax.Array) -> jax.Array:
+    states = nnx.merge(graph, leaves).hidden(ids, lengths)
+    return states / jnp.linalg.norm(states, axis=-1, keepdims=True)
 
 
 class TextEncoder:
@@ -154,6 +164,26 @@ class TextEncoder:
                     advance(_store(out, *pending.pop(0)))
             for item in pending:
                 advance(_store(out, *item))
+        return out
+
+    def encode_tokens(self, texts: Sequence[str], *, batch_size: int = 32) -> list[np.ndarray]:
+        """A unit vector for each token of each text, for late interaction (ColBERT, arXiv 2004.12832).
+
+        The framing tokens ([CLS], [SEP]) are left out; what lies beyond `max_tokens` is cut off.
+
+        Args:
+            texts: any strings.
+            batch_size: texts per program run, as in `encode`.
+
+        Returns:
+            one f32 [tokens, dim] for each text.
+        """
+        encoded = [e.ids for e in self._tokenizer.encode_batch_fast([scrub(t) for t in texts])]
+        out: list[np.ndarray] = [np.empty((0, self.dim), np.float32)] * len(texts)
+        for rows, ids, lengths in self._batches(encoded, batch_size):
+            states = np.asarray(_embed_tokens(self._graph, self._state, ids, lengths))
+            for j, row in enumerate(rows):
+                out[row] = states[j, 1 : len(encoded[row]) - 1].copy()  # a view would keep the padding alive
         return out
 
     def count_tokens(self, text: str) -> int:
