@@ -24,12 +24,12 @@ from rich.progress import track
 from rich.table import Table
 
 from restill.models.encoder import TextEncoder
-from restill.retrieval import sparse
+from restill.retrieval import align, sparse
 from restill.retrieval.fusion import best_of, reciprocal_rank_fusion
 from restill.retrieval.hops import DocumentGraph
 from restill.retrieval.intervals import paired_interval
 from restill.retrieval.metrics import all_gold, ndcg, read_qrels, recall
-from restill.retrieval.pipeline import FirstStage, Settings, hops, hybrid
+from restill.retrieval.pipeline import FirstStage, Search, Settings, hops, hybrid
 from restill.retrieval.rerank import LateInteraction, rerank
 from restill.retrieval.types import Document
 
@@ -45,6 +45,9 @@ WITHOUT = {
     "walk": Settings(walk=0.0),
 }
 RERANKED = 30
+PAIRS = 1500
+"""Documents that the alignment is fitted to, without labels."""
+
 MEASURES = {
     "recall@5": lambda ranking, gold: recall(ranking, gold, 5),
     "all-gold@5": lambda ranking, gold: all_gold(ranking, gold, 5),
@@ -94,7 +97,7 @@ class Bench:
     """One collection's searches."""
 
     def __init__(self, collection: Collection, encoder: TextEncoder, cache: Path | None) -> None:
-        self.collection, self.encoder = collection, encoder
+        self.collection, self.encoder, self.cache = collection, encoder, cache
         self.vectors = embed(encoder, collection.passages, cache)
         self.asked = dict(zip(collection.questions, embed(encoder, collection.questions, cache), strict=True))
         self.connection = sqlite3.connect(":memory:")
@@ -114,9 +117,17 @@ class Bench:
 
     def dense(self, queries: Sequence[str], k: int) -> list[list[tuple[int, float]]]:
         """Exact cosine search."""
-        scores = np.stack([self.asked[query] for query in queries]) @ self.vectors.T
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return [[(int(row), float(scores[i, row])) for row in best] for i, best in enumerate(order)]
+        return _nearest(np.stack([self.asked[query] for query in queries]), self.vectors, k)
+
+    def aligned(self) -> Search:
+        """Dense search after a map fitted to the collection's own sentences: no question, no label."""
+        pairs = align.sentence_pairs(self.collection.documents)
+        pairs = pairs[:: max(1, len(pairs) // PAIRS)][:PAIRS]
+        fitted = align.fit(*(embed(self.encoder, side, self.cache) for side in zip(*pairs, strict=True)))
+        vectors = fitted.documents(self.vectors)
+        return lambda queries, k: _nearest(
+            fitted.questions(np.stack([self.asked[query] for query in queries])), vectors, k
+        )
 
     def modes(self, quick: bool) -> dict[str, Rankings]:
         """Every mode's ranking of documents."""
@@ -141,6 +152,10 @@ class Bench:
         graph = replace(self.graph, edges=self.graph.edges[mentions], strengths=self.graph.strengths[mentions])
         rankings["hops without shared names"] = _ids(hops(questions, stage, graph))
         if not quick:
+            aligned = replace(stage, dense=self.aligned())
+            found = [best_of(hits, stage.document) for hits in aligned.dense(questions, Settings().depth)]
+            rankings["dense, aligned"] = [[doc_id for doc_id, _ in hits] for hits in found]
+            rankings["hops, dense aligned"] = _ids(hops(questions, aligned, self.graph))
             scorer = LateInteraction(self.encoder)
             for weight in (0.2, 1.0):
                 rankings[f"hops, late interaction {weight:g}"] = [
@@ -153,6 +168,12 @@ class Bench:
         head = [(result, result.score) for result in ranked[:RERANKED]]
         again = rerank(question, head, [self.stage.text(r.row) for r, _ in head], scorer, weight=weight)
         return [result.doc_id for result, _ in again] + [result.doc_id for result in ranked[RERANKED:]]
+
+
+def _nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
+    scores = queries @ vectors.T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return [[(int(row), float(scores[i, row])) for row in best] for i, best in enumerate(order)]
 
 
 def _ids(ranked: Sequence[Sequence[Any]]) -> Rankings:
@@ -191,7 +212,7 @@ def compared_with(mode: str) -> str | None:
 
 def main(
     data: Annotated[Path, typer.Argument(help="Folder with hotpotqa, musique and cranfield.")],
-    quick: Annotated[bool, typer.Option(help="30 questions each, no late interaction.")] = False,
+    quick: Annotated[bool, typer.Option(help="30 questions each, no alignment, no late interaction.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every value here.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps embeddings between runs.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Names of sets to measure.")] = None,

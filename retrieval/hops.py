@@ -137,7 +137,8 @@ class DocumentGraph:
             damping: the chance to go on at each step.
 
         Returns:
-            the share of time spent at each document *having come there by a link*: starts are left out.
+            for each document that was reached, the share of all steps that came to it by a link: to have started there
+            does not count.
         """
         seeds = {self._numbers[i]: weight for i, weight in restart.items() if weight > 0 and i in self._numbers}
         if not seeds:
@@ -149,7 +150,8 @@ class DocumentGraph:
         weights = weights * np.sqrt([0.05 + likely.get(node, 0.0) for node in nodes.tolist()])[target]
         first = np.array([seeds.get(node, 0.0) for node in nodes.tolist()])
         rank = personalised_pagerank(start, target, weights, first, damping=damping)
-        arrived = np.maximum(rank - (1 - damping) * first / first.sum(), 0.0)
+        out = np.bincount(start, weights, len(nodes))
+        arrived = damping * np.bincount(target, weights * rank[start] / out[start], len(nodes))
         return {self.ids[node]: value for node, value in zip(nodes.tolist(), arrived.tolist(), strict=True) if value}
 
     def to_networkx(self) -> networkx.MultiDiGraph:

@@ -70,10 +70,10 @@ class Settings:
     dense: float = 0.4
     sparse: float = 0.6
     title: float = 0.5
-    novelty: float = 0.8
-    walk: float = 0.8
+    novelty: float = 1.0
+    walk: float = 1.0
     seeds: int = 10
-    sharpness: float = 4.0
+    sharpness: float = 3.0
     depth: int = 100
 
 

@@ -20,7 +20,11 @@ _lists = st.lists(_list, min_size=1, max_size=4)
 @given(_lists, st.integers(0, 100), st.lists(st.floats(0, 5), min_size=4, max_size=4))
 def test_reciprocal_rank_fusion_is_its_formula(lists, k, weights):
     direct = {
-        d: sum(w / (k + [x for x, _ in hits].index(d) + 1) for hits, w in zip(lists, weights, strict=False) if d in dict(hits))
+        d: sum(
+            w / (k + [x for x, _ in hits].index(d) + 1)
+            for hits, w in zip(lists, weights, strict=False)
+            if d in dict(hits)
+        )
         for d in {d for hits in lists for d, _ in hits}
     }
     fused = reciprocal_rank_fusion(lists, weights[: len(lists)], k=k)
