@@ -84,11 +84,11 @@ def fit(
     questions: np.ndarray,
     documents: np.ndarray,
     *,
-    k: int = 128,
+    k: int = 64,
     epsilon: float = 0.003,
     weight: float = 0.3,
     batch: int = 256,
-    steps: int = 5000,
+    steps: int = 3000,
     seed: int = 0,
 ) -> Alignment:
     """Fit the map to pairs: row i of the one belongs to row i of the other.
