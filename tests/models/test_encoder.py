@@ -89,3 +89,14 @@ def test_lone_surrogates_do_no_harm(encoder: TextEncoder) -> None:
 
 def test_progress_can_be_shown(encoder: TextEncoder, texts: list[str]) -> None:
     np.testing.assert_array_equal(encoder.encode(texts[:3], progress=True), encoder.encode(texts[:3]))
+
+
+def test_token_vectors_are_those_that_the_sentence_vector_averages(encoder: TextEncoder, texts: list[str]) -> None:
+    together = encoder.encode_tokens(texts)
+    for text, tokens in zip(texts, together, strict=True):
+        assert tokens.shape == (min(encoder.count_tokens(text), encoder.max_tokens) - 2, encoder.dim)
+        np.testing.assert_allclose(np.linalg.norm(tokens, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_tokens([texts[2]])[0], together[2], atol=1e-4)
+    mean = together[2].mean(0)  # all but the two framing tokens, and all of about the same length
+    assert mean @ encoder.encode([texts[2]])[0] / np.linalg.norm(mean) > 0.9
+    assert encoder.encode_tokens([]) == []
