@@ -129,10 +129,13 @@ class Bench:
         """Exact cosine search."""
         return _nearest(np.stack([self.asked[query] for query in queries]), self.vectors, k)
 
-    def aligned(self) -> Search:
-        """Dense search after a map fitted to the collection's own sentences: no question, no label."""
+    def sentence_pairs(self) -> list[tuple[str, str]]:
+        """Spread over the collection; none in Cranfield, whose sentences start in lower case."""
         pairs = align.sentence_pairs(self.collection.documents)
-        pairs = pairs[:: max(1, len(pairs) // PAIRS)][:PAIRS]
+        return pairs[:: max(1, len(pairs) // PAIRS)][:PAIRS]
+
+    def aligned(self, pairs: list[tuple[str, str]]) -> Search:
+        """Dense search after a map fitted to the collection's own sentences: no question, no label."""
         fitted = align.fit(*(embed(self.encoder, side, self.cache) for side in zip(*pairs, strict=True)))
         vectors = fitted.documents(self.vectors)
         return lambda queries, k: _nearest(
@@ -162,10 +165,11 @@ class Bench:
         graph = replace(self.graph, edges=self.graph.edges[mentions], strengths=self.graph.strengths[mentions])
         rankings["hops without shared names"] = _ids(hops(questions, stage, graph))
         if not quick:
-            aligned = replace(stage, dense=self.aligned())
-            found = [best_of(hits, stage.document) for hits in aligned.dense(questions, Settings().depth)]
-            rankings["dense, aligned"] = [[doc_id for doc_id, _ in hits] for hits in found]
-            rankings["hops, dense aligned"] = _ids(hops(questions, aligned, self.graph))
+            if pairs := self.sentence_pairs():
+                aligned = replace(stage, dense=self.aligned(pairs))
+                found = [best_of(hits, stage.document) for hits in aligned.dense(questions, Settings().depth)]
+                rankings["dense, aligned"] = [[doc_id for doc_id, _ in hits] for hits in found]
+                rankings["hops, dense aligned"] = _ids(hops(questions, aligned, self.graph))
             scorer = LateInteraction(self.once(full))
             for weight in (0.2, 1.0):
                 rankings[f"hops, late interaction {weight:g}"] = [
@@ -234,7 +238,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="Names of sets to measure.")] = None,
 ) -> None:
     """Print a table for each set of questions."""
-    console = Console(width=150)
+    console = Console(width=180)
     encoder = TextEncoder.from_pretrained("minilm")
     report: dict[str, Any] = {}
     for title, (folder, questions) in SETS.items():
