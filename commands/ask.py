@@ -19,6 +19,7 @@ from .common import (
     KOption,
     LimitOption,
     ModelOption,
+    ModeOption,
     PrecisionOption,
     SecondsOption,
     SeedOption,
@@ -42,6 +43,7 @@ def ask(
     index: IndexOption = None,
     docs: DocsOption = None,
     k: KOption = 3,
+    mode: ModeOption = "dense",
     steps: StepsOption = 6,
     seconds: SecondsOption = 60.0,
     few_shot: FewShotOption = None,
@@ -59,7 +61,7 @@ def ask(
     if not question.strip():
         raise RestillError("the question is empty; write what to find out")
     chosen = {"auto": starter_for(model), "none": None}.get(adapter or "none", adapter)
-    retriever = open_retriever(index, docs, k, progress=not json)
+    retriever = open_retriever(index, docs, k, mode, progress=not json)
     with opened_model(model, chosen, precision, slots=1) as chat:
         agent = make_agent(
             chat,

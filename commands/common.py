@@ -54,6 +54,9 @@ DocsOption = Annotated[
     ),
 ]
 KOption = Annotated[int, typer.Option("--k", min=1, help="Passages a search returns.", rich_help_panel=_A)]
+ModeOption = Annotated[
+    str, typer.Option("--mode", help="How to search: dense, sparse, hybrid or hops.", rich_help_panel=_A)
+]
 StepsOption = Annotated[int, typer.Option(min=1, help="Budget: steps.", rich_help_panel=_A)]
 SecondsOption = Annotated[float, typer.Option(help="Budget: seconds a question.", rich_help_panel=_A)]
 FewShotOption = Annotated[
@@ -133,26 +136,30 @@ def starter_for(model: str) -> str | None:
     return STARTER
 
 
-def open_retriever(index: list[Path] | None, docs: list[Path] | None, k: int, *, progress: bool = True) -> Retriever:
+def open_retriever(
+    index: list[Path] | None, docs: list[Path] | None, k: int, mode: str = "dense", *, progress: bool = True
+) -> Retriever:
     """The retriever that ``--index`` or ``--docs`` name.
 
     Raises:
         RestillError: both are given, or neither and there is no ./index.
     """
     from ..console import stderr
+    from ..retrieval.modes import checked_mode
     from ..retrieval.retriever import Retriever
 
+    way = checked_mode(mode)
     if docs:
         if index:
             raise RestillError("--docs and --index exclude each other; give one")
         fetch(["minilm"])
-        retriever = Retriever.from_path(*docs, k=k, progress=progress)
+        retriever = Retriever.from_path(*docs, k=k, mode=way, progress=progress)
         for warning in retriever.load_warnings:
             stderr().print(f"warning: {warning}", style="yellow", markup=False)
         return retriever
     if not index and not Path("index").is_dir():
         raise RestillError("no index: give --index DIR or --docs PATH, or make ./index with `restill index PATH`")
-    retriever = Retriever.open(index or [Path("index")], k=k)
+    retriever = Retriever.open(index or [Path("index")], k=k, mode=way)
     for warning in retriever.load_warnings:
         stderr().print(f"warning: {warning}", style="yellow", markup=False)
     return retriever

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,16 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..agents.question import Question
-    from ..retrieval.metrics import Search
     from ..retrieval.retriever import Retriever
-
-
-def _dense(retriever: Retriever) -> Search:
-    return lambda queries, k: retriever.search(queries, k=k)
-
-
-MODES: dict[str, Callable[[Retriever], Search]] = {"dense": _dense}
-"""How a retriever can be asked, by the name that ``--mode`` takes."""
+    from ..retrieval.types import Hit
 
 
 def eval_retrieval(
@@ -38,7 +31,8 @@ def eval_retrieval(
     docs: DocsOption = None,
     k: Annotated[list[int], typer.Option("--k", min=1, help="Cut-offs; may be repeated.")] = [5, 10],  # noqa: B006
     mode: Annotated[
-        list[str], typer.Option(help=f"{', '.join(MODES)}; may be repeated, the others are compared with the first.")
+        list[str],
+        typer.Option(help="dense, sparse, hybrid or hops; may be repeated, the others are compared with the first."),
     ] = ["dense"],  # noqa: B006
     qrels: Annotated[
         Path | None, typer.Option(help="Judgements in BEIR's form: TSV of question id, document id, grade.")
@@ -55,10 +49,9 @@ def eval_retrieval(
     from ..agents.question import read_questions
     from ..console import stderr, stdout
     from ..retrieval.metrics import DEPTH, rank_documents, read_qrels, score
+    from ..retrieval.modes import checked_mode
 
-    for name in mode:
-        if name not in MODES:
-            raise RestillError(f"unknown mode {name!r}; known: {', '.join(MODES)}")
+    wanted = [checked_mode(name) for name in dict.fromkeys(mode)]
     judgements = None if qrels is None else read_qrels(qrels)
     asked = read_questions(questions, limit=limit)
     retriever = open_retriever(index, docs, 1, progress=not json)
@@ -76,15 +69,21 @@ def eval_retrieval(
             stderr().print(f"warning: {count} {problem}", style="yellow", markup=False)
     cutoffs = list(dict.fromkeys(k))
     values: dict[str, dict[str, list[float]]] = {}
-    for name in dict.fromkeys(mode):
-        search = MODES[name](retriever)
-        rankings = rank_documents(search, [asked[i].question for i in judged], max(DEPTH, *cutoffs))
+    for name in wanted:
+        searching = retriever.model_copy(update={"mode": name})
+        rankings = rank_documents(
+            partial(_search, searching), [asked[i].question for i in judged], max(DEPTH, *cutoffs)
+        )
         values[name] = score(rankings, [gold[i] for i in judged], cutoffs)
     modes = compare(values, seed)
     if json:
         print_json({"questions": len(judged), "left_out": len(asked) - len(judged), "unknown_gold": unknown} | modes)
     else:
         stdout().print(_table(modes, f"{len(judged)} questions"))
+
+
+def _search(retriever: Retriever, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    return retriever.search(queries, k=k)
 
 
 def compare(values: dict[str, dict[str, list[float]]], seed: int) -> dict[str, Any]:

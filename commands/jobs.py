@@ -19,6 +19,7 @@ from .common import (
     KOption,
     LimitOption,
     ModelOption,
+    ModeOption,
     PrecisionOption,
     SamplesOption,
     SecondsOption,
@@ -49,6 +50,7 @@ def rollout(
     index: IndexOption = None,
     docs: DocsOption = None,
     k: KOption = 3,
+    mode: ModeOption = "dense",
     steps: StepsOption = 6,
     seconds: SecondsOption = 60.0,
     few_shot: FewShotOption = None,
@@ -72,7 +74,7 @@ def rollout(
     from ..console import run_summary, stdout
 
     asked, part = read_questions(questions, limit=limit), _shard(shard)
-    retriever = open_retriever(index, docs, k, progress=not json)
+    retriever = open_retriever(index, docs, k, mode, progress=not json)
     with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
         agent = make_agent(
             chat,
@@ -113,6 +115,7 @@ def evaluate(
     index: IndexOption = None,
     docs: DocsOption = None,
     k: KOption = 3,
+    mode: ModeOption = "dense",
     steps: StepsOption = 6,
     seconds: SecondsOption = 60.0,
     few_shot: FewShotOption = None,
@@ -133,7 +136,7 @@ def evaluate(
     from ..models.home import home
 
     asked = read_questions(questions, limit=limit)
-    retriever = open_retriever(index, docs, k, progress=not json)
+    retriever = open_retriever(index, docs, k, mode, progress=not json)
     with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
         agent = make_agent(
             chat,
@@ -192,6 +195,7 @@ def improve(
     index: IndexOption = None,
     docs: DocsOption = None,
     k: KOption = 3,
+    mode: ModeOption = "dense",
     steps: StepsOption = 6,
     seconds: SecondsOption = 60.0,
     few_shot: FewShotOption = None,
@@ -220,7 +224,7 @@ def improve(
         temperature=temperature,
         train={"epochs": epochs, "frozen_layers": frozen_layers, "method": "full" if full else "lora"},
     )
-    retriever = open_retriever(index, docs, k, progress=not json)
+    retriever = open_retriever(index, docs, k, mode, progress=not json)
     with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
         report = run_improve(
             make_agent(chat, retriever, steps=steps, seconds=seconds, few_shot=few_shot, seed=seed),

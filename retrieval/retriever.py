@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -11,14 +12,17 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.retrievers import BaseRetriever
-from pydantic import Field, InstanceOf, PrivateAttr
+from pydantic import Field, InstanceOf, PrivateAttr, field_validator
 
 from ..models.errors import RestillError
+from . import modes
 from .batching import MicroBatcher
 from .build import DEFAULT_ENCODER, Changes, as_documents, build_index, encoder_name, load_encoder, put
 from .filters import Where
+from .hops import WEIGHTS
 from .index import Index, is_index
 from .load import load
+from .modes import Mode
 from .types import Chunk, Encoder, Hit
 from .view import Found, Snapshot
 
@@ -27,7 +31,7 @@ Folder = str | os.PathLike[str]
 
 
 class Retriever(BaseRetriever):
-    """Searches a collection by meaning: cosine search over passage vectors.
+    """Searches a collection: by meaning (cosine of passage vectors), by words, by both or along links.
 
     Threads and event loops may share it. A search sees the collection as it was when it began; what other
     processes change is seen after `refresh`. In LangChain code it is a retriever like any other, and
@@ -35,17 +39,24 @@ class Retriever(BaseRetriever):
 
     Attributes:
         k: number of passages a search returns when it is not told.
+        mode: how it searches, see ``modes.Mode``.
         indexes: where the passages are; several are searched as one.
         encoder: the text encoder; must be the one the indexes were built with.
         load_warnings: what ``from_path`` left out, and why.
     """
 
     k: int = Field(default=3, ge=1)
+    mode: Mode = "dense"
     indexes: tuple[InstanceOf[Index], ...] = Field(repr=False, exclude=True)
     encoder: Any = Field(repr=False, exclude=True)
     load_warnings: tuple[str, ...] = ()
     _batcher: MicroBatcher[_Ask, list[Hit]] = PrivateAttr()
     _snapshot: Snapshot = PrivateAttr()
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _known_mode(cls, value: str) -> Mode:
+        return modes.checked_mode(value)
 
     def model_post_init(self, context: Any, /) -> None:
         """Check that encoder and indexes belong together.
@@ -70,6 +81,7 @@ class Retriever(BaseRetriever):
         *paths: Folder,
         encoder: str | Encoder | None = None,
         k: int = 3,
+        mode: Mode = "dense",
         chunk_tokens: int | None = None,
         progress: bool = False,
     ) -> Retriever:
@@ -79,6 +91,7 @@ class Retriever(BaseRetriever):
             paths: one index folder, or any number of files and folders (see ``restill.retrieval.load``).
             encoder: name, folder or object; MiniLM if not given, for an index the one it was built with.
             k: number of passages a search returns when it is not told.
+            mode: how it searches, see ``modes.Mode``.
             chunk_tokens: tokens of a passage with its title; the encoder's maximum if not given.
             progress: show a progress bar while embedding.
 
@@ -88,13 +101,13 @@ class Retriever(BaseRetriever):
         if indexes := [path for path in paths if is_index(path)]:
             if len(paths) > 1:
                 raise RestillError(f"{indexes[0]} is an index; give it alone, or give documents only")
-            return cls.open(indexes[0], encoder, k=k)
+            return cls.open(indexes[0], encoder, k=k, mode=mode)
         report = load(*paths)
         warnings = [f"left out: {count} files {suffix}" for suffix, count in report.skipped.items()]
         index, model = build_index(
             report.documents, encoder or DEFAULT_ENCODER, chunk_tokens=chunk_tokens, progress=progress
         )
-        return cls(indexes=(index,), encoder=model, k=k, load_warnings=(*report.warnings, *warnings))
+        return cls(indexes=(index,), encoder=model, k=k, mode=mode, load_warnings=(*report.warnings, *warnings))
 
     @classmethod
     def from_documents(
@@ -103,6 +116,7 @@ class Retriever(BaseRetriever):
         encoder: str | Encoder = DEFAULT_ENCODER,
         *,
         k: int = 3,
+        mode: Mode = "dense",
         chunk_tokens: int | None = None,
         kind: str = "flat",
         progress: bool = False,
@@ -112,7 +126,7 @@ class Retriever(BaseRetriever):
         The index is a temporary folder, which is removed with the retriever; ``save`` keeps it.
         """
         index, model = build_index(documents, encoder, chunk_tokens=chunk_tokens, kind=kind, progress=progress)
-        return cls(indexes=(index,), encoder=model, k=k)
+        return cls(indexes=(index,), encoder=model, k=k, mode=mode)
 
     @classmethod
     def open(
@@ -121,6 +135,7 @@ class Retriever(BaseRetriever):
         encoder: str | Encoder | None = None,
         *,
         k: int = 3,
+        mode: Mode = "dense",
         threads: int | None = None,
     ) -> Retriever:
         """Open an index, or several to be searched as one, with the encoder it names unless another is given.
@@ -129,6 +144,7 @@ class Retriever(BaseRetriever):
             folder: what ``save`` or ``restill index`` wrote; of several, none may hold a document of another.
             encoder: name, folder or object.
             k: number of passages a search returns when it is not told.
+            mode: how it searches, see ``modes.Mode``.
             threads: threads of a vector search; ``$RESTILL_THREADS`` or all cores if not given.
 
         Raises:
@@ -144,7 +160,7 @@ class Retriever(BaseRetriever):
             if index.view.meta["unfinished"]
         )
         model = load_encoder(encoder or indexes[0].encoder)
-        return cls(indexes=indexes, encoder=model, k=k, load_warnings=unfinished)
+        return cls(indexes=indexes, encoder=model, k=k, mode=mode, load_warnings=unfinished)
 
     def save(self, folder: Folder) -> Path:
         """Write the index to ``folder``, whole or not at all; an index already there is replaced."""
@@ -242,19 +258,23 @@ class Retriever(BaseRetriever):
         queries, k, snapshot = [_checked(query) for query in queries], self._checked_k(k), self.snapshot
         if not queries:
             return []
-        return _hits(snapshot, self.search_dense(queries, k, where, snapshot=snapshot))
+        return _hits(snapshot, modes.search(snapshot, self.encoder, self.mode, queries, k, where))
 
-    def search_dense(
-        self, queries: Sequence[str], k: int, where: Where | None = None, *, snapshot: Snapshot | None = None
-    ) -> Found:
-        """The ``k`` nearest (row, cosine) of each query; ``snapshot.chunks_at`` gives the passages of rows."""
-        return (snapshot or self.snapshot).search_dense(self.encoder.encode(queries), k, where)
+    def follow(self, document: str, *, k: int | None = None) -> list[Hit]:
+        """The first passages of the ``k`` documents linked to one: those it names, then those that name it, then
+        those that share a rare name with it.
 
-    def search_sparse(
-        self, queries: Sequence[str], k: int, where: Where | None = None, *, snapshot: Snapshot | None = None
-    ) -> Found:
-        """The ``k`` best (row, BM25) of each query; rows without any of its words are not found."""
-        return (snapshot or self.snapshot).search_sparse(queries, k, where)
+        Args:
+            document: an id or a title.
+            k: results, the retriever's ``k`` if not given.
+
+        Raises:
+            RestillError: there is no such document, or ``k`` is below 1.
+        """
+        snapshot, k = self.snapshot, self._checked_k(k)
+        linked = snapshot.graph.follow(document)
+        found = [(rows[0], WEIGHTS[link.relation]) for link in linked if (rows := snapshot.rows_of(link.doc_id))]
+        return _hits(snapshot, [found[:k]])[0]
 
     async def asearch(self, query: str, *, k: int | None = None, where: Where | None = None) -> list[Hit]:
         """Like ``search`` for one query, off the event loop; concurrent calls become one batch."""
@@ -288,9 +308,22 @@ class Retriever(BaseRetriever):
             return await self.asearch(query, k=k)
 
         approximate = "".join(f" {index.kind}" for index in self.indexes if index.kind != "flat")
+        way = "" if self.mode == "dense" else f" {self.mode}"
         search.__name__ = search.__qualname__ = name
-        search.fingerprint = hashlib.sha256(f"{self.fingerprint} {k}{approximate}".encode()).hexdigest()  # type: ignore[attr-defined]
+        search.fingerprint = hashlib.sha256(f"{self.fingerprint} {k}{approximate}{way}".encode()).hexdigest()  # type: ignore[attr-defined]
         return search
+
+    def as_follow_tool(self, *, name: str = "follow", k: int | None = None) -> Callable[[str], Awaitable[list[Hit]]]:
+        """A function for agents that lists what a document leads to, beside the search tool."""
+        k = self._checked_k(k)
+
+        async def follow(document: str) -> list[Hit]:
+            """Read the documents that the document with this title names, or that name it."""
+            return await asyncio.to_thread(self.follow, document, k=k)
+
+        follow.__name__ = follow.__qualname__ = name
+        follow.fingerprint = hashlib.sha256(f"{self.fingerprint} {k} follow".encode()).hexdigest()  # type: ignore[attr-defined]
+        return follow
 
     def resolve_title(self, title: str) -> list[str]:
         """Ids of all documents with this title; if none has it, of those that differ in case or spacing."""

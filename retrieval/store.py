@@ -20,7 +20,7 @@ import numpy as np
 
 from ..models.errors import RestillError
 from . import filters, sparse
-from .types import Chunk
+from .types import Chunk, Document
 
 BUSY_SECONDS = 60.0
 """How long a writer waits for another one."""
@@ -186,6 +186,16 @@ class Store:
         last = -1
         while batch := self.select(f"{_CHUNK} WHERE row > ? ORDER BY row LIMIT 1000", [last]):
             yield from ((row[0], _chunk(row)) for row in batch)
+            last = batch[-1][0]
+
+    def all_documents(self) -> Iterator[Document]:
+        """Every document, in the order they came, a thousand at a time."""
+        last = -1
+        columns = "document, doc_id, title, text, metadata"
+        statement = f"SELECT {columns} FROM documents WHERE document > ? ORDER BY document LIMIT 1000"
+        while batch := self.select(statement, [last]):
+            for _, doc_id, title, text, metadata in batch:
+                yield Document(id=doc_id, title=title, text=text, metadata=json.loads(metadata))
             last = batch[-1][0]
 
     def rows(self) -> np.ndarray:

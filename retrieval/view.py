@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -19,11 +20,15 @@ from .store import Store
 from .types import Chunk
 from .write import folded
 
+if TYPE_CHECKING:
+    from .hops import DocumentGraph
+
 STORE = "store.db"
 Found = list[list[tuple[int, float]]]
 """For each query the (row, score) found, best first."""
 
 _SHARD_BITS = 40
+_ROW = (1 << _SHARD_BITS) - 1
 """A row of several indexes searched as one is shard << 40 | row."""
 
 
@@ -124,7 +129,7 @@ class Snapshot:
         found: dict[int, Chunk] = {}
         for shard, view in enumerate(self.views):
             ours = [row for row in rows if row >> _SHARD_BITS == shard]
-            found.update(zip(ours, view.store.chunks(row & ((1 << _SHARD_BITS) - 1) for row in ours), strict=True))
+            found.update(zip(ours, view.store.chunks(row & _ROW for row in ours), strict=True))
         return [found[row] for row in rows]
 
     @property
@@ -145,6 +150,43 @@ class Snapshot:
         """
         total = sum(int(view.meta["contents"], 16) for view in self.views) % (1 << 256)
         return hashlib.sha256(f"{self.views[0].meta['encoder_fingerprint']} {total:x}".encode()).hexdigest()
+
+    @cached_property
+    def graph(self) -> DocumentGraph:
+        """The links between the documents; reads all of them."""
+        from .hops import DocumentGraph
+
+        return DocumentGraph.build(itertools.chain.from_iterable(view.store.all_documents() for view in self.views))
+
+    def documents_of(self, rows: Sequence[int]) -> dict[int, str]:
+        """The document id of each of ``rows``."""
+        statement = (
+            "SELECT row, doc_id FROM chunks JOIN documents USING (document) "
+            "WHERE row IN (SELECT value FROM json_each(?))"
+        )
+        found: dict[int, str] = {}
+        for shard, view in enumerate(self.views):
+            ours = [row & _ROW for row in rows if row >> _SHARD_BITS == shard]
+            if ours:
+                pairs = view.store.select(statement, [json.dumps(ours)])
+                found |= {row | shard << _SHARD_BITS: doc_id for row, doc_id in pairs}
+        return found
+
+    def rows_of(self, doc_id: str) -> list[int]:
+        """The rows of a document's passages, in their order; none if it is not there."""
+        statement = "SELECT row FROM chunks JOIN documents USING (document) WHERE doc_id = ? ORDER BY start"
+        return [
+            row | shard << _SHARD_BITS
+            for shard, view in enumerate(self.views)
+            for (row,) in view.store.select(statement, [doc_id])
+        ]
+
+    def allowed(self, where: Where) -> np.ndarray:
+        """The rows that pass ``where``, int64."""
+        parts = [
+            rows | shard << _SHARD_BITS for shard, (_, rows) in enumerate(self._allowed(where)) if rows is not None
+        ]
+        return np.concatenate(parts)
 
     def resolve_title(self, title: str) -> list[str]:
         """Ids of all documents with this title; if none has it, of those that differ in case or spacing."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from restill.models.errors import RestillError
 from restill.retrieval import dense
+from restill.retrieval.modes import search
 from restill.retrieval.retriever import Retriever
 from restill.retrieval.types import Document
 from restill.retrieval.view import Found, Snapshot
@@ -67,8 +68,8 @@ def test_any_history_gives_what_a_fresh_build_gives(make_encoder, kind: str, cha
     assert {chunk.chunk_id: chunk for chunk in retriever.chunks} == order
     with mock.patch.object(dense, "_FEW", 0):  # approximate kinds are not to compare all
         for where in (None, {"picks": [0, 3]} if any(d.metadata["picks"] for d in wanted.values()) else None):
-            found = named(ours, retriever.search_dense(WORDS, 99, where))
-            expected = named(theirs, fresh.search_dense(WORDS, 99, where))
+            found = named(ours, search(ours, make_encoder(), "dense", WORDS, 99, where))
+            expected = named(theirs, search(theirs, make_encoder(), "dense", WORDS, 99, where))
             if kind == "flat":
                 assert found == expected
             else:  # at this size a graph or cluster search that loses a passage is repaired by comparing all
@@ -79,8 +80,8 @@ def test_any_history_gives_what_a_fresh_build_gives(make_encoder, kind: str, cha
                     for score, group in wanted_query.items()
                 )
                 assert common >= 0.95 * total
-            sparse = named(ours, retriever.search_sparse(WORDS, 99, where))
-            assert sparse == named(theirs, fresh.search_sparse(WORDS, 99, where))
+            sparse = named(ours, search(ours, make_encoder(), "sparse", WORDS, 99, where))
+            assert sparse == named(theirs, search(theirs, make_encoder(), "sparse", WORDS, 99, where))
 
 
 def test_an_update_embeds_only_what_is_new(encoder) -> None:

@@ -1,0 +1,90 @@
+"""The modes of a retriever over its store: what each finds, under filters, over shards, after changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from restill.models.errors import RestillError
+from restill.retrieval.modes import MODES
+from restill.retrieval.retriever import Retriever
+from restill.retrieval.types import Document, Encoder, Hit
+
+
+def document(name: str, title: str, text: str) -> Document:
+    return Document(id=name, title=title, text=text, metadata={"kind": name.rstrip("0123456789")})
+
+
+DOCUMENTS = [
+    document("film", "Grey Harbour", "Grey Harbour is a film that Ona Quill directed in 1968."),
+    document("person", "Ona Quill", "She was born in Port Ludd and studied there."),
+    document("town", "Port Ludd", "It has a harbour and two bridges."),
+    *(document(f"other{i}", f"Notes {i}", f"Born in the town of {name}, a film about it.")
+      for i, name in enumerate(["Vend", "Tarn", "Moss", "Reed", "Fell"])),
+]  # fmt: skip
+QUESTION = "Where was the director of Grey Harbour born?"
+
+
+def found(hits: Sequence[Hit]) -> list[str]:
+    return [hit.chunk.doc_id for hit in hits]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_answers_a_batch_as_it_answers_one(mode: str, encoder: Encoder) -> None:
+    retriever = Retriever.from_documents(DOCUMENTS, encoder, k=4, mode=mode)
+    queries = [QUESTION, "bridges", "Notes 3"]
+    together = retriever.search(queries)
+    assert together == [retriever.search([query])[0] for query in queries]
+    assert asyncio.run(retriever.asearch(QUESTION)) == together[0]
+    assert [hit.chunk.doc_id for hit in retriever.search(["bridges harbour"], k=1)[0]] == ["town"]
+
+
+def test_hops_finds_the_document_that_the_first_leads_to(encoder: Encoder) -> None:
+    plain, hops = (Retriever.from_documents(DOCUMENTS, encoder, k=2, mode=mode) for mode in ("hybrid", "hops"))
+    assert found(hops.search([QUESTION])[0]) == ["film", "person"]
+    assert found(plain.search([QUESTION])[0]) != ["film", "person"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_filter_holds_in_every_mode(mode: str, encoder: Encoder) -> None:
+    retriever = Retriever.from_documents(DOCUMENTS, encoder, k=9, mode=mode)
+    hits = retriever.search([QUESTION], where={"kind": ["other", "town"]})[0]
+    assert hits and set(found(hits)) <= {"town", *(f"other{i}" for i in range(5))}
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "hops"])
+def test_what_was_deleted_is_found_no_more(mode: str, encoder: Encoder) -> None:
+    retriever = Retriever.from_documents(DOCUMENTS, encoder, k=9, mode=mode)
+    assert "person" in found(retriever.search([QUESTION])[0])
+    retriever.delete(["person"])
+    assert "person" not in found(retriever.search([QUESTION])[0])
+    retriever.add([Document(id="new", title="Ona Quill", text="A painter from Reed.")])
+    assert "new" in found(retriever.search([QUESTION])[0])
+
+
+def test_links_cross_shards(encoder: Encoder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    for name, part in (("a", DOCUMENTS[:1]), ("b", DOCUMENTS[1:])):
+        Retriever.from_documents(part, encoder).save(tmp_path / name)
+    retriever = Retriever.open([tmp_path / "a", tmp_path / "b"], encoder, k=2, mode="hops")
+    assert found(retriever.search([QUESTION])[0]) == ["film", "person"]
+    assert found(retriever.follow("film", k=9)) == ["person"]
+
+
+def test_follow_lists_what_a_document_leads_to(encoder: Encoder) -> None:
+    retriever = Retriever.from_documents(DOCUMENTS, encoder)
+    assert found(retriever.follow("Ona Quill", k=5)) == ["town", "film"]
+    tool = retriever.as_follow_tool(k=1)
+    assert found(asyncio.run(tool("film"))) == ["person"]  # type: ignore[arg-type]
+    with pytest.raises(RestillError, match="no document has the id or title 'Nobody'"):
+        retriever.follow("Nobody")
+
+
+def test_modes_have_fingerprints_of_their_own_and_unknown_ones_are_refused(encoder: Encoder) -> None:
+    tools = [Retriever.from_documents(DOCUMENTS, encoder, mode=mode).as_tool() for mode in MODES]
+    assert len({tool.fingerprint for tool in tools}) == len(MODES)  # type: ignore[attr-defined]
+    with pytest.raises(RestillError, match="unknown mode 'best'; choose one of dense, sparse, hybrid, hops"):
+        Retriever.from_documents(DOCUMENTS, encoder, mode="best")  # type: ignore[arg-type]
+    with pytest.raises(RestillError, match="k=101"):
+        Retriever.from_documents(DOCUMENTS, encoder, mode="hops").search([QUESTION], k=101)
