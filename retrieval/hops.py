@@ -125,6 +125,12 @@ class DocumentGraph:
                     found.setdefault(number, Linked(self.ids[number], RELATIONS[relation], forward))
         return list(found.values())
 
+    def is_linked(self, doc_id: str) -> bool:
+        """Whether any link starts or ends at the document; False if the graph lacks it."""
+        number = self._numbers.get(doc_id)
+        bounds = self._adjacency[0]
+        return number is not None and bool(bounds[number] < bounds[number + 1])
+
     def walk(
         self, restart: Mapping[str, float], prior: Mapping[str, float] | None = None, *, damping: float = 0.5
     ) -> dict[str, float]:

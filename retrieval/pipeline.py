@@ -101,7 +101,7 @@ def hops(
         for question in questions:
             _add_titles(question, graph, settings)
     if settings.novelty:
-        _discount(questions, stage, settings)
+        _discount(questions, stage, graph, settings)
     if settings.walk:
         for question in questions:
             _walk(question, graph, settings)
@@ -145,12 +145,17 @@ def _add_titles(question: _Question, graph: DocumentGraph, settings: Settings) -
         question.add(graph.ids[number], settings.title / math.sqrt(namesakes))
 
 
-def _discount(questions: Sequence[_Question], stage: FirstStage, settings: Settings) -> None:
-    """Take from every document but the first what it scored by words that the first holds."""
+def _discount(questions: Sequence[_Question], stage: FirstStage, graph: DocumentGraph, settings: Settings) -> None:
+    """Take from every document but the first what it scored by words that the first holds.
+
+    Not where the first is linked to nothing: it leads nowhere, so the best others are those that say the same.
+    """
     reduced: list[tuple[_Question, str, str]] = []
     for question in questions:
         if question.sparse:
             first = max(question.scores, key=question.scores.__getitem__)
+            if not graph.is_linked(first):
+                continue
             reduced.append((question, first, uncovered(question.text, stage.text(question.row(first)))))
     asked = [(i, left) for i, (_, _, left) in enumerate(reduced) if left]
     found = dict(zip([i for i, _ in asked], stage.sparse([left for _, left in asked], settings.depth), strict=True))

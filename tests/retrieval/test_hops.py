@@ -36,6 +36,10 @@ def test_follow_gives_what_a_document_names_then_what_names_it_then_what_shares_
         graph.follow("Nobody")
 
 
+def test_which_documents_are_linked(graph):
+    assert [graph.is_linked(i) for i in ("kate", "watson", "bread", "unknown")] == [True, True, False, False]
+
+
 def test_links_may_be_titles(graph):
     again = DocumentGraph.build(
         [*DOCUMENTS, Document(id="x", title="X", text="", metadata={"see": "Bread"})], links_key="see"

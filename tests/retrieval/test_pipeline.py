@@ -85,6 +85,12 @@ def test_what_the_first_hit_covers_counts_less_for_others(graph):
     assert after["bread"] == before["bread"]  # "made" is what remains to be asked
 
 
+def test_a_first_hit_that_leads_nowhere_leaves_the_others_as_they_were():
+    alone = DocumentGraph.build([d for d in DOCUMENTS if d.id in ("sophie", "bread")])
+    only = Settings(title=0, walk=0)
+    assert hops([QUESTION], stage(), alone, only) == hybrid([QUESTION], stage())
+
+
 def test_a_title_in_the_question_counts(graph):
     question = "Is it Bread or a fictional character of an opera?"
     assert _order(hybrid([question], stage())[0])[0] == "sophie"
