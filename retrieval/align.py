@@ -7,10 +7,15 @@ diagonal of ``Cxx`` and ``Cyy``, solved from minibatches by γ-EigenGame (arXiv 
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +23,7 @@ import numpy as np
 
 from ..models.eigengame import Players, rayleigh, start, step
 from ..models.errors import RestillError
-from .types import Document
+from .types import Document, Encoder
 
 _SENTENCE_END = re.compile(r"[.!?] +(?=[A-Z])")
 
@@ -49,6 +54,27 @@ class Alignment:
     correlations: np.ndarray
     weight: float = 0.3
 
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write the arrays as ``.npz``, whole or not at all."""
+        beside = Path(f"{os.fspath(file)}.new")
+        with beside.open("wb") as out:
+            np.savez(out, allow_pickle=False, **{field.name: getattr(self, field.name) for field in fields(self)})
+        os.replace(beside, file)
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> Alignment:
+        """Read what ``save`` wrote.
+
+        Raises:
+            RestillError: the file is missing, or none of those.
+        """
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                values: dict[str, Any] = {field.name: arrays[field.name] for field in fields(cls)}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise RestillError(f"{file} is no alignment ({error}); write one with Alignment.save") from error
+        return cls(**{**values, "weight": float(values["weight"])})
+
     def questions(self, vectors: np.ndarray) -> np.ndarray:
         """Questions' unit vectors [N, D] to unit vectors [N, D + k], to search among ``documents``."""
         return self._joined(vectors, self.question_mean, self.question_map)
@@ -64,6 +90,38 @@ class Alignment:
         mapped /= np.maximum(np.linalg.norm(mapped, axis=1, keepdims=True), 1e-12)
         joined = np.concatenate([np.sqrt(1 - self.weight) * vectors, np.sqrt(self.weight) * mapped], axis=1)
         return joined.astype(np.float32)
+
+
+class AlignedEncoder:
+    """An encoder behind an alignment: an index built with it is opened with it.
+
+    Passages go through the documents' map, queries through the questions'.
+    """
+
+    def __init__(self, encoder: Encoder, alignment: Alignment) -> None:
+        self._encoder, self._alignment = encoder, alignment
+        self.name = f"{getattr(encoder, 'name', type(encoder).__name__)}, aligned"
+        self.dim, self.max_tokens = encoder.dim + alignment.document_map.shape[1], encoder.max_tokens
+        digest = hashlib.sha256(encoder.fingerprint.encode())
+        for field in fields(alignment):
+            digest.update(np.ascontiguousarray(getattr(alignment, field.name)).tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def encode(self, texts: Sequence[str], *, batch_size: int = 32, progress: bool = False) -> np.ndarray:
+        """Passages' unit vectors, f32 ``[len(texts), dim]``."""
+        return self._alignment.documents(self._encoder.encode(texts, batch_size=batch_size, progress=progress))
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Queries' unit vectors, f32 ``[len(texts), dim]``."""
+        return self._alignment.questions(self._encoder.encode(texts))
+
+    def count_tokens(self, text: str) -> int:
+        """As the encoder counts them."""
+        return self._encoder.count_tokens(text)
+
+    def token_offsets(self, text: str) -> list[tuple[int, int]]:
+        """As the encoder has them."""
+        return self._encoder.token_offsets(text)
 
 
 def sentence_pairs(documents: Iterable[Document]) -> list[tuple[str, str]]:

@@ -41,8 +41,10 @@ def search(
 ) -> Found:
     """The ``k`` best (row, score) of each query. ``hybrid`` and ``hops`` give one passage of each document."""
 
+    embed = getattr(encoder, "encode_queries", encoder.encode)
+
     def dense(texts: Sequence[str], depth: int) -> Found:
-        return snapshot.search_dense(encoder.encode(texts), depth, where)
+        return snapshot.search_dense(embed(texts), depth, where)
 
     def sparse(texts: Sequence[str], depth: int) -> Found:
         return snapshot.search_sparse(texts, depth, where)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +21,8 @@ from .hops import WEIGHTS
 from .index import Index, is_index
 from .load import load
 from .modes import Mode
+from .rerank import rerank
+from .tools import follow_tool, search_tool
 from .types import Chunk, Encoder, Hit
 from .view import Found, Snapshot
 
@@ -40,6 +40,8 @@ class Retriever(BaseRetriever):
     Attributes:
         k: number of passages a search returns when it is not told.
         mode: how it searches, see ``modes.Mode``.
+        reranker: orders the best ``rerank_depth`` passages again, any callable or ``rerank.LateInteraction``; None
+            leaves them. Its scores, scaled to 0 to 1, count ``rerank_weight`` beside the search's.
         indexes: where the passages are; several are searched as one.
         encoder: the text encoder; must be the one the indexes were built with.
         load_warnings: what ``from_path`` left out, and why.
@@ -47,6 +49,9 @@ class Retriever(BaseRetriever):
 
     k: int = Field(default=3, ge=1)
     mode: Mode = "dense"
+    reranker: Any = Field(default=None, repr=False, exclude=True)
+    rerank_depth: int = Field(default=10, ge=1)
+    rerank_weight: float = Field(default=1.0, ge=0, le=1)
     indexes: tuple[InstanceOf[Index], ...] = Field(repr=False, exclude=True)
     encoder: Any = Field(repr=False, exclude=True)
     load_warnings: tuple[str, ...] = ()
@@ -258,7 +263,17 @@ class Retriever(BaseRetriever):
         queries, k, snapshot = [_checked(query) for query in queries], self._checked_k(k), self.snapshot
         if not queries:
             return []
-        return _hits(snapshot, modes.search(snapshot, self.encoder, self.mode, queries, k, where))
+        depth = k if self.reranker is None else max(k, self.rerank_depth)
+        found = _hits(snapshot, modes.search(snapshot, self.encoder, self.mode, queries, depth, where))
+        return [self._reranked(query, hits)[:k] for query, hits in zip(queries, found, strict=True)]
+
+    def _reranked(self, query: str, hits: list[Hit]) -> list[Hit]:
+        if self.reranker is None:
+            return hits
+        texts = [f"{hit.chunk.title}\n{hit.chunk.text}" for hit in hits]
+        scored = [(hit, hit.score) for hit in hits]
+        ordered = rerank(query, scored, texts, self.reranker, weight=self.rerank_weight)
+        return [hit.model_copy(update={"score": score}) for hit, score in ordered]
 
     def follow(self, document: str, *, k: int | None = None) -> list[Hit]:
         """The first passages of the ``k`` documents linked to one: those it names, then those that name it, then
@@ -301,29 +316,11 @@ class Retriever(BaseRetriever):
         self, *, name: str = "search", k: int | None = None
     ) -> Callable[[str], Awaitable[list[Hit]]]:
         """A search function for agents; ``StructuredTool.from_function(coroutine=...)`` takes it too."""
-        k = self._checked_k(k)
-
-        async def search(query: str) -> list[Hit]:
-            """Find passages about the query in the documents."""
-            return await self.asearch(query, k=k)
-
-        approximate = "".join(f" {index.kind}" for index in self.indexes if index.kind != "flat")
-        way = "" if self.mode == "dense" else f" {self.mode}"
-        search.__name__ = search.__qualname__ = name
-        search.fingerprint = hashlib.sha256(f"{self.fingerprint} {k}{approximate}{way}".encode()).hexdigest()  # type: ignore[attr-defined]
-        return search
+        return search_tool(self, name, self._checked_k(k))
 
     def as_follow_tool(self, *, name: str = "follow", k: int | None = None) -> Callable[[str], Awaitable[list[Hit]]]:
-        """A function for agents that lists what a document leads to, beside the search tool."""
-        k = self._checked_k(k)
-
-        async def follow(document: str) -> list[Hit]:
-            """Read the documents that the document with this title names, or that name it."""
-            return await asyncio.to_thread(self.follow, document, k=k)
-
-        follow.__name__ = follow.__qualname__ = name
-        follow.fingerprint = hashlib.sha256(f"{self.fingerprint} {k} follow".encode()).hexdigest()  # type: ignore[attr-defined]
-        return follow
+        """A function for agents that reads what a document leads to, beside the search tool."""
+        return follow_tool(self, name, self._checked_k(k))
 
     def resolve_title(self, title: str) -> list[str]:
         """Ids of all documents with this title; if none has it, of those that differ in case or spacing."""

@@ -74,7 +74,10 @@ class Citation(BaseModel):
 
 
 class Encoder(Protocol):
-    """What retrieval needs of a text encoder; ``restill.models.encoder.TextEncoder`` is the one we ship."""
+    """What retrieval needs of a text encoder; ``restill.models.encoder.TextEncoder`` is the one we ship.
+
+    One that embeds queries in another way than passages has ``encode_queries(texts)`` too.
+    """
 
     dim: int
     max_tokens: int

@@ -1,9 +1,9 @@
 """Every size that a program is compiled for: few of them, so that compiling ends.
 
-The cache is a grid. Slots lie in groups of 1, 3, 4, 8, ... rows, tokens in segments of 256 (later of more). A group has
+The cache is a grid. Slots lie in groups of 1, 3, 4, 8, ... rows, tokens in segments of 256, 256, 512, ... A group has
 an array for each segment, and a step takes the first few of both, whole. (A part of an array would be copied first:
-8 rows, 512 of 2,016 tokens, took 70 ms instead of 49.) Programs are compiled for every second segment's end; what they
-get beyond a group's longest row they skip.
+8 rows, 512 of 2,016 tokens, took 70 ms instead of 49.) Programs are compiled for the segments' ends from 512 on; what
+they get beyond a group's longest row they skip.
 
 A deterministic engine has one size of each kind: a sum over other sizes may differ in its last bit.
 """
@@ -71,12 +71,9 @@ class Shapes:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """Where every segment ends: halfway between two reaches and at each of them."""
-        ends = list[int]()
-        for start, end in pairwise([0, *self.reaches]):
-            halved = end - start >= _HALVED and not self.deterministic
-            ends += [(start + end) // 2, end] if halved else [end]
-        return tuple(ends)
+        """Where every segment ends: halfway to the first reach, and at each."""
+        first = self.reaches[0]
+        return (first // 2, *self.reaches) if first >= _HALVED and not self.deterministic else self.reaches
 
     @cached_property
     def segments(self) -> list[range]:

@@ -58,5 +58,5 @@ def short_segments() -> Iterator[None]:
     """So that short requests cross from one segment of the cache into the next."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "_REACHES", (40,))
-        patch.setattr(shapes, "_HALVED", 40)
+        patch.setattr(shapes, "_HALVED", 40)  # 20, 40, and the rest
         yield

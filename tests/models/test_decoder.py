@@ -32,8 +32,8 @@ def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(
 ) -> None:
     tokens = np.asarray(jax.random.randint(jax.random.key(1), (40,), 0, TINY.vocab_size))
     reference = np.asarray(jax.nn.log_softmax(run(TINY, params, jnp.asarray(tokens[None])))[0])
-    monkeypatch.setattr(shapes, "_REACHES", (18, 30))
-    monkeypatch.setattr(shapes, "_HALVED", 60)
+    monkeypatch.setattr(shapes, "_REACHES", (36, 60))
+    monkeypatch.setattr(shapes, "_HALVED", 18)
     grid, slot = shapes.Shapes(6, 100), 2  # in the second group
     model = CachedModel(TINY, params, grid, jnp.float32)
     cache = model.cache

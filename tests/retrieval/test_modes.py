@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from restill.models.errors import RestillError
+from restill.retrieval.align import AlignedEncoder, Alignment
 from restill.retrieval.modes import MODES
 from restill.retrieval.retriever import Retriever
 from restill.retrieval.types import Document, Encoder, Hit
@@ -88,3 +90,40 @@ def test_modes_have_fingerprints_of_their_own_and_unknown_ones_are_refused(encod
         Retriever.from_documents(DOCUMENTS, encoder, mode="best")  # type: ignore[arg-type]
     with pytest.raises(RestillError, match="k=101"):
         Retriever.from_documents(DOCUMENTS, encoder, mode="hops").search([QUESTION], k=101)
+
+
+def test_a_reranker_orders_the_best_again_and_changes_the_tool(encoder: Encoder) -> None:
+    def longest(question: str, texts: Sequence[str]) -> list[float]:
+        assert question == QUESTION and len(texts) == 6
+        return [float(len(text)) for text in texts]
+
+    plain = Retriever.from_documents(DOCUMENTS, encoder, k=2)
+    best = [hit.chunk for hit in plain.search([QUESTION], k=6)[0]]
+    retriever = Retriever(indexes=plain.indexes, encoder=encoder, k=2, reranker=longest, rerank_depth=6)
+    hits = retriever.search([QUESTION])[0]
+    assert [hit.chunk for hit in hits] == sorted(best, key=lambda c: -len(c.title) - len(c.text))[:2]
+    assert hits[0].score == 1.0
+    assert retriever.as_tool().fingerprint != plain.as_tool().fingerprint  # type: ignore[attr-defined]
+
+
+def test_an_alignment_that_swaps_sides_is_applied_to_each_side_alone(encoder: Encoder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Questions are mapped to what the next document holds: then that one is found for each."""
+    vectors = encoder.encode([d.text for d in DOCUMENTS])
+    following, zero = np.roll(vectors, -1, axis=0), np.zeros(encoder.dim, np.float32)
+    to_next = np.linalg.pinv(vectors) @ following  # as many texts as it takes to be exact
+    alignment = Alignment(
+        question_mean=zero, question_map=to_next.astype(np.float32), document_mean=zero,
+        document_map=np.eye(encoder.dim, dtype=np.float32), correlations=np.ones(encoder.dim), weight=1.0,
+    )  # fmt: skip
+    alignment.save(tmp_path / "map.npz")
+    aligned = AlignedEncoder(encoder, Alignment.load(tmp_path / "map.npz"))
+    bare = [document.model_copy(update={"title": ""}) for document in DOCUMENTS]
+    retriever = Retriever.from_documents(bare, aligned, k=1)
+    hits = retriever.search([document.text for document in bare])
+    assert [hit[0].chunk.doc_id for hit in hits] == [d.id for d in [*DOCUMENTS[1:], DOCUMENTS[0]]]
+    retriever.save(tmp_path / "index")
+    with pytest.raises(RestillError, match="was built with encoder"):
+        Retriever.open(tmp_path / "index", encoder)
+    (tmp_path / "broken.npz").write_bytes(b"no archive")
+    with pytest.raises(RestillError, match="is no alignment"):
+        Alignment.load(tmp_path / "broken.npz")
