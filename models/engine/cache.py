@@ -36,7 +36,7 @@ class KVCache:
 
     def groups(self, rows: int, longest: int) -> tuple[tuple[Cache, ...], ...]:
         """What a program gets that looks at ``longest`` tokens of the first ``rows`` slots: per group its segments."""
-        segments, groups = range(max(1, self._shapes.reach(longest))), enumerate(self._shapes.groups)
+        segments, groups = range(self._shapes.reach(max(1, longest))), enumerate(self._shapes.groups)
         return tuple(tuple(self._part(i, j) for j in segments) for i, group in groups if group.start < rows)
 
     def prefix(self, slot: int, length: int) -> Iterator[list[tuple[Array, Array]]]:

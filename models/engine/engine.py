@@ -1,7 +1,6 @@
 """The engine: requests from any thread or event loop share one running batch.
 
-This is the asking half: it checks requests, queues them and hands results back. A thread runs the working half
-(:mod:`restill.models.engine.worker`); requests join and leave its batch between steps.
+This half checks and queues them and hands results back; a thread runs the other (:mod:`restill.models.engine.worker`).
 """
 
 from __future__ import annotations
@@ -137,6 +136,7 @@ class Engine:
             RestillError: requests are waiting or running, or the engine is closed.
         """
         with self._wake:
+            self._wake.wait_for(lambda: self._worker.scheduler.jobs or not self._worker.turning)  # its last turn
             if self._worker.closed:
                 raise RestillError("the engine is closed; make a new one")
             if busy := len(self._worker.scheduler.jobs):
@@ -158,7 +158,7 @@ class Engine:
                 # Also at interpreter exit: a thread inside XLA would abort the process.
                 weakref.finalize(self, _stop, self._worker, self._wake, self._thread)
             self._worker.scheduler.waiting.append(job)
-            self._wake.notify()
+            self._wake.notify_all()
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Run all requests in one batch; results in the order asked."""
@@ -293,7 +293,7 @@ def _check_sampling(s: Sampling) -> None:
 def _stop(worker: Worker, wake: threading.Condition, thread: threading.Thread | None) -> None:
     with wake:
         worker.closed = True
-        wake.notify()
+        wake.notify_all()
     if thread is None:
         worker.forget()
     elif thread is not threading.current_thread():

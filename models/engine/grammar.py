@@ -50,7 +50,7 @@ def mask_rows(
     The first of a row's ``width`` masks is for the next token, those after it for what follows its draft so far.
     """
     free = _all_allowed(len(matchers) * width, -(-vocab_size // 32))
-    if not any(matchers):
+    if all(matcher is None for matcher in matchers):
         return free
     bits = free.copy()
     for row, matcher in enumerate(matchers):

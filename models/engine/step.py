@@ -70,7 +70,7 @@ def drawing_rules(
     *,
     alike: bool = False,
 ) -> dict[str, Any]:
-    """What ``sampling.draw`` takes for those rows; all that was drawn before must have been read.
+    """What ``sampling.draw`` takes for those rows; what was drawn before must have been read if a row ``waits``.
 
     If ``alike``, what is drawn goes through the same program whatever rules the rows have.
     """
@@ -98,7 +98,7 @@ def drawing_rules(
 
 
 SAMPLINGS = (Sampling(), Sampling(repetition_penalty=1.1), Sampling(top_p=0.9))
-"""One of each kind that ``step_inputs`` makes a program of its own for."""
+"""One of each kind that ``drawing_rules`` makes a program of its own for."""
 
 
 def _bits(tokens: Sequence[int], vocab_size: int) -> np.ndarray:

@@ -51,6 +51,7 @@ class Worker:
     ) -> None:
         self.tokenizer, self.adapters, self._model = tokenizer, adapters, model
         self.shapes, self.scheduler, self.closed = shapes, Scheduler(shapes), False
+        self.turning = False  # the device may be given work even after the last request was answered
         self._draft_model = DraftModel(draft, shapes) if draft else None
         self._wake = wake
         self._newest = jnp.zeros(shapes.slots, jnp.int32)
@@ -69,10 +70,14 @@ class Worker:
                     self._wake.wait()
                 if self.closed:
                     break
+                self.turning = True
             try:
                 self._turn()
             except Exception as error:  # the batch is lost, the engine is not
                 self._fail(error)
+            with self._wake:
+                self.turning = False
+                self._wake.notify_all()
         for job in self.scheduler.jobs:
             job.finish("cancelled", self.tokenizer)
         self.forget()
@@ -151,11 +156,11 @@ class Worker:
     def _dispatch(self, jobs: dict[int, Job], guesses: Mapping[int, Guess], width: int) -> Flight | None:
         if not jobs:
             return None
+        self.steps += 1
+        self.rows_run += len(jobs)
         drawn = self._run_step(jobs, self._batch(jobs), guesses, width)
         for job in jobs.values():
             job.dispatched += 1
-        self.steps += 1
-        self.rows_run += len(jobs)
         return Flight(jobs, drawn, guesses)
 
     def _run_step(self, jobs: Mapping[int, Job], rows: int, guesses: Mapping[int, Guess], width: int) -> Drawn:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -198,9 +199,30 @@ def test_output_ends_where_the_context_ends(engine: Engine) -> None:
     assert done.finish_reason == "length" and len(done.tokens) == 512 - 490
 
 
+def test_the_host_decides_while_the_device_computes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, order = engine._worker, list[str]()
+    step, collect = worker._model.step, worker._collect
+
+    def read() -> None:
+        if worker._flight is not None:
+            order.append("read")
+        collect()
+
+    monkeypatch.setattr(worker._model, "step", lambda *args: (order.append("send"), step(*args))[1])
+    monkeypatch.setattr(worker, "_collect", read)
+    monkeypatch.setattr(worker, "speculate", False)
+    done = ask(engine, greedy(PROMPTS[0], 9, grammar="start: /[a-z]{30}/"))[0]
+    assert len(done.tokens) == 9
+    assert order == ["send", *["send", "read"] * 8, "read"]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.2])  # with a penalty the host reads in the middle of a step
 def test_not_a_number_fails_one_request_and_no_other(
-    tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer
+    tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer, penalty: float
 ) -> None:
+    def greedy(prompt: tuple[int, ...], **rest: Any) -> Request:
+        return Request(prompt=prompt, sampling=Sampling(max_tokens=12, repetition_penalty=penalty), **rest)
+
     poison = 201
     params = dict(tiny_params, embed=tiny_params["embed"].at[poison].set(np.nan), lm_head=tiny_params["embed"].T)
     config = DecoderConfig(**{**vars(tiny_config), "tie_embeddings": False})

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from restill.models.engine.sampling import categorical, penalise, sample, truncate, unpack_mask
+from restill.models.engine.sampling import argmax, categorical, penalise, sample, truncate, unpack_mask
 
 pick = jax.jit(categorical)
 cut = jax.jit(truncate)
@@ -26,6 +26,18 @@ def test_draws_follow_the_softmax_across_blocks() -> None:
     counts = np.bincount(pick(jnp.broadcast_to(logits, (draws, vocab)), keys(draws)), minlength=vocab)
     expected = draws * np.asarray(jax.nn.softmax(logits), np.float64)
     assert chisquare(counts, expected * draws / expected.sum()).pvalue > 1e-3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 400),
+    st.lists(st.tuples(st.integers(0, 399), st.sampled_from([-1e30, 2.0, 3.0, np.nan])), max_size=8),
+)
+def test_the_argmax_by_blocks_is_the_first_of_the_greatest(vocab: int, places: list[tuple[int, float]]) -> None:
+    logits = np.zeros((2, vocab), np.float32)
+    for place, value in places:
+        logits[0, place % vocab] = value
+    np.testing.assert_array_equal(argmax(jnp.asarray(logits)), jnp.argmax(logits, axis=-1))
 
 
 @pytest.mark.parametrize("vocab", [3, 300])
