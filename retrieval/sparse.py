@@ -128,8 +128,9 @@ def check(connection: sqlite3.Connection) -> set[int]:
 
 def _expression(query: str) -> str:
     """The query in FTS5's syntax: its words, quoted, joined by OR."""
-    words = _WORD.findall(_storable(query).lower())
-    words = [word for word in words if word not in STOP_WORDS] or words
+    # FTS5 folds the words itself; lower() can make two characters of one, the second of which would cut a word.
+    words = _WORD.findall(_storable(query))
+    words = [word for word in words if word.lower() not in STOP_WORDS] or words
     return " OR ".join(f'"{word}"' for word in words)
 
 

@@ -47,6 +47,12 @@ def test_accents_do_not_matter_however_they_are_written(table):
         assert set(rows(table, query)) == {21, 22}
 
 
+def test_a_capital_that_lowers_to_two_characters_cuts_no_word(table):
+    sparse.add(table, [(31, "", "A ferry from İstanbul."), (32, "", "stanbul"), (33, "", "i")])
+    assert rows(table, "İstanbul") == rows(table, "istanbul") == rows(table, "İSTANBUL") == [31]
+    assert rows(table, "THE İstanbul") == [31]
+
+
 def test_a_word_in_the_title_counts_more_than_one_in_the_text():
     connection = sqlite3.connect(":memory:")
     sparse.create(connection)
