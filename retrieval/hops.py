@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from ..models.errors import RestillError
-from .titles import TitleFinder, words
+from .titles import MAX_NAMESAKES, TitleFinder, words
 from .types import Document
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class DocumentGraph:
 
         Args:
             documents: with unique ids.
-            links_key: the key of the metadata that lists ids or titles of linked documents.
+            links_key: the key of the metadata that lists ids or titles of linked documents; titles that more than
+                ``MAX_NAMESAKES`` bear are passed over, so give ids there.
 
         Raises:
             RestillError: an id occurs twice.
@@ -256,11 +257,13 @@ def personalised_pagerank(
 
 
 def _explicit(value: object, numbers: Mapping[str, int], finder: TitleFinder) -> list[int]:
-    several = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    entries = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     found: list[int] = []
-    for entry in several:
+    for entry in entries:
         if isinstance(entry, str):
-            found += [numbers[entry]] if entry in numbers else finder.documents(entry)
+            several = [numbers[entry]] if entry in numbers else finder.documents(entry)
+            # Without a bound, links to a title that all bear would be as many as the square of the collection.
+            found += several if len(several) <= MAX_NAMESAKES else []
     return found
 
 

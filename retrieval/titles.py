@@ -47,19 +47,19 @@ class TitleFinder:
     """
 
     def __init__(self, titles: Sequence[str], texts: Iterable[str] = ()) -> None:
-        self._documents: dict[tuple[str, ...], list[int]] = {}
+        self._titles: dict[tuple[str, ...], list[int]] = {}
         self._capitals: dict[tuple[str, ...], tuple[bool, ...]] = {}
         for number, title in enumerate(titles):
             spelt = words(bare(title)) or words(title)
             if not spelt:
                 continue
             name = tuple(word.lower() for word in spelt)
-            self._documents.setdefault(name, []).append(number)
+            self._titles.setdefault(name, []).append(number)
             capitals = tuple(word[0].isupper() for word in spelt)
             known = self._capitals.get(name, capitals)
             self._capitals[name] = tuple(a and b for a, b in zip(known, capitals, strict=True))
-        for name in [name for name, documents in self._documents.items() if len(documents) > MAX_NAMESAKES]:
-            del self._documents[name]
+        # What is looked for in texts; any title can be looked up.
+        self._documents = {name: several for name, several in self._titles.items() if len(several) <= MAX_NAMESAKES}
         self._drop_common_words(texts)
         lengths: dict[str, set[int]] = {}
         for name in self._documents:
@@ -89,8 +89,8 @@ class TitleFinder:
         return found
 
     def documents(self, title: str) -> list[int]:
-        """The documents with this title, brackets, case and accents apart."""
-        return list(self._documents.get(tuple(word.lower() for word in words(bare(title)) or words(title)), ()))
+        """All documents with this title, brackets, case and accents apart, also if texts are not searched for it."""
+        return list(self._titles.get(tuple(word.lower() for word in words(bare(title)) or words(title)), ()))
 
     def _spelt_alike(self, name: tuple[str, ...], spelt: list[str]) -> bool:
         capitals = self._capitals[name]

@@ -47,6 +47,18 @@ def test_links_may_be_titles(graph):
     assert again.follow("x") == [Linked("bread", "links", True)]
 
 
+def test_numbers_and_common_words_can_be_followed_and_linked_to():
+    documents = [
+        Document(id="novel", title="1984", text="By George Orwell."),
+        Document(id="orwell", title="George Orwell", text="He wrote.", metadata={"links": ["1984", "It"]}),
+        Document(id="it", title="It", text="it is what it is"),
+    ]
+    graph = DocumentGraph.build(documents)
+    assert graph.follow("1984") == [Linked("orwell", "mentions", True)]
+    assert graph.follow("It") == [Linked("orwell", "links", False)]
+    assert Linked("it", "links", True) in graph.follow("orwell")
+
+
 def test_a_walk_from_the_first_hit_reaches_the_second_document_and_the_third_less(graph):
     visits = graph.walk({"kate": 1.0})
     assert visits["soap"] > 0

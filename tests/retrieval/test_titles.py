@@ -61,5 +61,13 @@ def test_titles_are_looked_up_without_brackets_case_and_accents(finder):
     assert finder.documents("") == []
 
 
+def test_titles_that_are_never_looked_for_in_texts_are_still_looked_up(finder):
+    assert (finder.documents("300"), finder.documents("It")) == ([7], [6])
+    many = TitleFinder([*["Annual Report"] * (MAX_NAMESAKES + 1), "Neighbours"], ["our neighbours"])
+    assert many.documents("annual report") == list(range(MAX_NAMESAKES + 1))
+    assert many.documents("Neighbours") == [MAX_NAMESAKES + 1]
+    assert many.find("the Annual Report, Neighbours") == {}
+
+
 def test_words_keep_their_case_and_lose_their_accents():
     assert words("Géza von Cziffra's ﬁlm") == ["Geza", "von", "Cziffra", "s", "film"]
