@@ -122,7 +122,7 @@ def put(
         new: dict[str, Chunk] = {}
         for _, chunks, known in waiting:
             new.update((chunk.content_hash, chunk) for chunk in chunks if chunk.content_hash not in known)
-        vectors = dict(zip(new, embed(list(new.values()), encoder), strict=True))
+        vectors = dict(zip(new, embed(list(new.values()), encoder, index.chunk_tokens), strict=True))
         entries = [Entry(document=document, chunks=chunks, vectors=vectors) for document, chunks, _ in waiting]
         if entries or delete:
             index.write(entries, delete=delete, replace=replace)
@@ -157,13 +157,13 @@ def put(
     return changes
 
 
-def embed(chunks: Sequence[Chunk], encoder: Encoder) -> np.ndarray:
-    """The vectors of passages, f32 [N, dim].
+def embed(chunks: Sequence[Chunk], encoder: Encoder, max_tokens: int | None = None) -> np.ndarray:
+    """The vectors of passages, f32 [N, dim]; ``max_tokens`` is what they were cut with.
 
     Raises:
         RestillError: one holds NaN or infinity (it could never be found).
     """
-    vectors = np.asarray(encoder.encode([embedded_text(chunk, encoder) for chunk in chunks]), np.float32)
+    vectors = np.asarray(encoder.encode([embedded_text(chunk, encoder, max_tokens) for chunk in chunks]), np.float32)
     if not np.isfinite(vectors).all():
         raise RestillError("a vector holds NaN or infinity; the encoder's weights are probably broken")
     return vectors

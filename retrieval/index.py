@@ -305,7 +305,7 @@ def read_manifest(folder: Path, *, any_version: bool = False) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     except OSError as error:
         raise RestillError(f"{folder} is no index: {MANIFEST} cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RestillError(f"{folder} is no index: {MANIFEST} is no JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RestillError(f"{folder} is no index: {MANIFEST} does not say format {FORMAT!r}")

@@ -50,6 +50,11 @@ class LoadReport:
     warnings: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
+    def left_out(self, source: str, reason: str) -> None:
+        """Note what gave no document."""
+        self.unreadable[source] = reason
+        self.warnings.append(reason)
+
 
 def load(
     *paths: str | os.PathLike[str], options: LoadOptions | None = None, web: WebOptions | None = None
@@ -59,7 +64,8 @@ def load(
     Folders are walked recursively in sorted order; hidden files and files of unknown suffix are left out, the
     latter counted; links to folders are not followed. A document's id is its path relative to the path given
     (its name, for a file), its URL, or its ``_id`` in a collection. What cannot be read is left out with a
-    warning as long as something else gives documents.
+    warning as long as something else gives documents; so is a line of a collection whose id an earlier line
+    of the same file has.
 
     Args:
         paths: strings that begin with ``http://`` or ``https://`` are fetched.
@@ -67,7 +73,7 @@ def load(
         web: limits, delays and allowed addresses of fetches.
 
     Raises:
-        RestillError: a path is missing, nothing was found, or an id occurs twice.
+        RestillError: a path is missing (a ``.urls`` file is left out), nothing was found, or an id occurs in two files.
     """
     if not paths:
         raise RestillError("no path given; name a file, a folder or a URL with documents")
@@ -80,8 +86,7 @@ def load(
             if not found.documents:
                 raise UnreadableFile("; ".join(found.warnings()) or f"{place}: holds no documents")
         except UnreadableFile as error:
-            report.unreadable[source] = str(error)
-            report.warnings.append(str(error))
+            report.left_out(source, str(error))
             continue
         report.warnings += found.warnings()
         for line, document in found.documents:
@@ -133,7 +138,10 @@ def _everything(
             continue
         path = Path(given)
         if path.suffix.lower() == URL_LIST and not path.is_dir():
-            urls += _listed(path, options)
+            try:
+                urls += _listed(path, options)
+            except UnreadableFile as error:
+                report.left_out(printable(os.path.abspath(path)), str(error))
             continue
         for file, name in _files(path, report):
             yield printable(os.path.abspath(file)), printable(file), _reader(file, name, options)
@@ -147,8 +155,13 @@ def _everything(
 
 def _listed(path: Path, options: LoadOptions) -> Iterator[str]:
     """The URLs in a list: one a line, blank lines and lines that start with # apart."""
-    document = _stable(path, lambda stream: read_document(path.name, printable(path), stream.read(), ".txt", options))
-    for line in document[0].text.split("\n"):
+    place = printable(path)
+
+    def read(stream: IO[bytes]) -> str:
+        data = _at_most(stream, place, options.max_bytes)
+        return read_document(path.name, place, data, ".txt", options)[0].text
+
+    for line in _stable(path, read).split("\n"):
         if (line := line.strip()) and not line.startswith("#"):
             yield line
 
@@ -168,8 +181,7 @@ def _files(path: Path, report: LoadReport) -> Iterator[tuple[Path, str]]:
     def unlisted(error: OSError) -> None:
         where = error.filename if error.filename is not None else path
         reason = f"{printable(where)}: the folder cannot be listed ({error.strerror})"
-        report.unreadable[printable(os.path.abspath(where))] = reason
-        report.warnings.append(reason)
+        report.left_out(printable(os.path.abspath(where)), reason)
 
     for folder, subfolders, names in os.walk(path, onerror=unlisted):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -200,16 +212,19 @@ def _reader(file: Path, name: str, options: LoadOptions) -> Callable[[], Records
     def read(stream: IO[bytes]) -> Records:
         if suffix in (".jsonl", ".ndjson"):
             return read_jsonl(name, place, stream, options.max_bytes)  # a line at a time, however long the file is
-        data = stream.read(options.max_bytes + 1)
-        if len(data) > options.max_bytes:
-            size = os.fstat(stream.fileno()).st_size
-            raise UnreadableFile(
-                f"{place}: {size} bytes, more than max_bytes={options.max_bytes}; split it, make it a JSONL "
-                "collection, or give LoadOptions(max_bytes=...)"
-            )
-        return read_bytes(name, place, data, suffix, options)
+        return read_bytes(name, place, _at_most(stream, place, options.max_bytes), suffix, options)
 
     return lambda: _stable(file, read)
+
+
+def _at_most(stream: IO[bytes], place: str, limit: int) -> bytes:
+    data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise UnreadableFile(
+            f"{place}: {os.fstat(stream.fileno()).st_size} bytes, more than max_bytes={limit}; split it, make it a "
+            "JSONL collection, or give LoadOptions(max_bytes=...)"
+        )
+    return data
 
 
 def _stable(file: Path, read: Callable[[IO[bytes]], _T]) -> _T:

@@ -114,7 +114,7 @@ def check_index(folder: str | os.PathLike[str]) -> list[str]:
 def repair_index(folder: str | os.PathLike[str]) -> list[str]:
     """Make again whatever does not agree; returns what is left; see `check.repair`."""
     index = Index.open(folder, derived=False)
-    return index.repair(lambda chunks: embed(chunks, load_encoder(index.encoder)))
+    return index.repair(lambda chunks: embed(chunks, load_encoder(index.encoder), index.chunk_tokens))
 
 
 def _check_options(index: Index, encoder: str | Encoder | None, chunk_tokens: int | None) -> None:

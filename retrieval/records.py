@@ -26,13 +26,19 @@ class Records:
     broken: list[str] = field(default_factory=list)
     empty: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _lines: dict[str, int] = field(default_factory=dict)
 
     def add(self, line: int, document: Document) -> None:
-        """Keep a document, or the line of one without text."""
-        if document.text.strip():
-            self.documents.append((line, document))
-        else:
+        """Keep a document, or the line of one without text; of several with one id the first is kept."""
+        if not document.text.strip():
             self.empty.append(line)
+        elif (first := self._lines.setdefault(document.id, line)) != line:
+            self.broken.append(
+                f"{self.place}:{line}: document id {document.id!r} occurs twice, first in {self.place}:{first}; "
+                "that one is kept"
+            )
+        else:
+            self.documents.append((line, document))
 
     def warnings(self) -> Iterator[str]:
         """One sentence for each kind of trouble."""

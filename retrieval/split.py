@@ -42,13 +42,13 @@ class _Unit(NamedTuple):
     new_paragraph: bool
 
 
-def context(title: str, headings: Sequence[str], encoder: Encoder) -> str:
+def context(title: str, headings: Sequence[str], encoder: Encoder, max_tokens: int | None = None) -> str:
     """What is embedded before a passage: its title and heading path, joined by `` > ``.
 
-    The title takes at most a quarter of the encoder's tokens, the path an eighth: the innermost headings are
-    kept. A first heading that repeats the title is left out.
+    The title takes at most a quarter of ``max_tokens`` (see ``split``), the path an eighth of the encoder's: the
+    innermost headings are kept. A first heading that repeats the title is left out.
     """
-    title = _shortened(title, encoder, encoder.max_tokens // 4)
+    title = _shortened(title, encoder, _limit(encoder, max_tokens) // 4)
     path = list(headings[1:] if headings and headings[0] == title else headings)
     while len(path) > 1 and len(encoder.token_offsets(" > ".join(path))) > encoder.max_tokens // 8:
         path.pop(0)
@@ -63,9 +63,17 @@ def _shortened(text: str, encoder: Encoder, limit: int) -> str:
     return text if len(offsets) <= limit else text[: offsets[limit][0]].rstrip()
 
 
-def embedded_text(chunk: Chunk, encoder: Encoder) -> str:
-    """What the encoder reads for a chunk: title and headings, when there are any, and the passage."""
-    before = context(chunk.title, chunk.headings, encoder)
+def _limit(encoder: Encoder, max_tokens: int | None) -> int:
+    return min(max_tokens or encoder.max_tokens, encoder.max_tokens)
+
+
+def embedded_text(chunk: Chunk, encoder: Encoder, max_tokens: int | None = None) -> str:
+    """What the encoder reads for a chunk: title and headings, when there are any, and the passage.
+
+    Args:
+        max_tokens: what the chunk was cut with.
+    """
+    before = context(chunk.title, chunk.headings, encoder, max_tokens)
     return f"{before}\n{chunk.text}" if before else chunk.text
 
 
@@ -91,7 +99,7 @@ def split(
     """
     text = document.text
     sections = Sections(text, markdown=document.format == "markdown")
-    budget = _budget(document.title, sections, encoder, max_tokens)
+    budget = _budget(document, sections, encoder, max_tokens)
     if overlap is not None and not 0 <= overlap <= budget // 2:
         raise RestillError(
             f"overlap={overlap}: passages of {document.id!r} have {budget} tokens; give 0 to {budget // 2}"
@@ -141,17 +149,19 @@ def sentence_span(text: str, start: int, end: int) -> tuple[int, int]:
     return _trim(text, first, len(text))
 
 
-def _budget(title: str, sections: Sections, encoder: Encoder, max_tokens: int | None) -> int:
+def _budget(document: Document, sections: Sections, encoder: Encoder, max_tokens: int | None) -> int:
     """Tokens left for the text of a passage."""
-    limit = min(max_tokens or encoder.max_tokens, encoder.max_tokens)
+    limit = _limit(encoder, max_tokens)
 
     def taken(headings: Sequence[str]) -> int:
-        before = context(title, headings, encoder)
+        before = context(document.title, headings, encoder, max_tokens)
         return encoder.count_tokens(f"{before}\n" if before else "")
 
     budget = limit - taken(())
     if budget < 4:
-        raise RestillError(f"max_tokens={limit} leaves {budget} tokens for a passage's text; give at least 32")
+        raise RestillError(
+            f"max_tokens={limit} leaves {budget} tokens for a passage's text of {document.id!r}; give at least 32"
+        )
     return min(budget, encoder.max_tokens - max(map(taken, sections.paths)))
 
 

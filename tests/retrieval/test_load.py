@@ -207,6 +207,25 @@ def test_an_unreadable_file_is_left_out_of_a_folder_and_reported(tmp_path: Path,
     assert list(report.unreadable) == [str(tmp_path / "old.txt"), str(tmp_path / "scan.pdf")]
 
 
+def test_a_bad_list_of_urls_or_manifest_does_not_stop_the_others(tmp_path: Path) -> None:
+    write(tmp_path, a__txt="text", zero__urls=b"", binary__urls=b"\0\0\1", big__urls="x" * 101)
+    write(tmp_path, b_in_index__json="[" * 100_000)
+    names = ["zero.urls", "binary.urls", "big.urls", "missing.urls"]
+    report = load(tmp_path, *(tmp_path / name for name in names), options=LoadOptions(max_bytes=100))
+    assert [document.id for document in report.documents] == ["a.txt"]
+    assert [Path(source).name for source in report.unreadable] == names
+    assert "more than max_bytes=100" in report.unreadable[str(tmp_path / "big.urls")]
+
+
+def test_of_lines_with_one_id_the_first_is_kept_and_both_are_named(tmp_path: Path) -> None:
+    write(tmp_path, c__jsonl='{"_id": 1, "text": "a"}\n{"_id": "1", "text": "b"}\n{"text": "c"}')
+    write(tmp_path, d__csv="id,text\nx,1\nx,2\n")
+    report = load(tmp_path)
+    assert [document.text for document in report.documents] == ["a", "c", "1"]
+    assert all(part in report.warnings[0] for part in ("c.jsonl:2: document id '1' occurs twice", "c.jsonl:1"))
+    assert all(part in report.warnings[1] for part in ("d.csv:3: document id 'x' occurs twice", "d.csv:2"))
+
+
 def test_an_encrypted_pdf_is_named(tmp_path: Path) -> None:
     writer = pypdf.PdfWriter(clone_from=BytesIO(pdf("secret")))
     writer.encrypt("password", algorithm="RC4-128")

@@ -90,6 +90,15 @@ def test_a_smaller_limit_than_the_encoders_can_be_asked_for(make_encoder) -> Non
         split(document, encoder, max_tokens=3)
 
 
+def test_a_long_title_leaves_room_under_a_smaller_limit(make_encoder) -> None:
+    document = Document(id="d", title="Long title " * 40, text="Some words here. " * 50)
+    encoder = make_encoder(256)
+    chunks = split(document, encoder, max_tokens=32)
+    assert max(encoder.count_tokens(embedded_text(chunk, encoder, 32)) for chunk in chunks) <= 32
+    with pytest.raises(RestillError, match="of 'd'; give at least 32"):
+        split(document, encoder, max_tokens=3)
+
+
 @pytest.mark.parametrize(
     "text",
     [" " * 300_000 + "x", "x" * 300_000, ". " * 100_000, "\n" * 300_000 + "x", "word " * 60_000,
