@@ -36,6 +36,7 @@ TYPES = {
 _VAGUE = {"", "text/plain", "application/octet-stream", "binary/octet-stream"}
 _ROBOTS_BYTES = 500 << 10  # RFC 9309, section 2.5
 _LONGEST_DELAY = 60.0
+_GZIP_BEGINS = 0x1F
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +243,8 @@ def _transcoded(data: bytes, charset: str) -> bytes:
 def _unpacked(pieces: Iterator[bytes], encoding: str, limit: int) -> Iterator[bytes]:
     """The body, unpacked by at most ``limit`` bytes at a time: a small piece can hold a thousand times its size.
 
+    All members of a gzip stream are unpacked (RFC 1952, section 2.2); what follows the last is not read.
+
     Raises:
         UnreadableFile: it is packed otherwise than with gzip or deflate, or damaged.
     """
@@ -251,12 +254,18 @@ def _unpacked(pieces: Iterator[bytes], encoding: str, limit: int) -> Iterator[by
         return
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise UnreadableFile(f"its content encoding {encoding!r} was not asked for")
-    unpacker = zlib.decompressobj(wbits=47 if "gzip" in encoding else 15)
+    wbits = 47 if "gzip" in encoding else 15
+    unpacker = zlib.decompressobj(wbits)
     try:
         for piece in pieces:
             while piece:
+                if unpacker.eof:
+                    if wbits == 15 or piece[0] != _GZIP_BEGINS:
+                        return
+                    unpacker = zlib.decompressobj(wbits)
                 yield unpacker.decompress(piece, limit + 1)
-                piece = unpacker.unconsumed_tail
+                # Not left to gather in the unpacker, where no limit would see it.
+                piece = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
     except zlib.error as error:
         raise UnreadableFile(f"its content cannot be unpacked ({error})") from error
     if not unpacker.eof:

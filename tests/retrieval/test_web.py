@@ -6,6 +6,7 @@ import gzip
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
@@ -17,7 +18,7 @@ import pytest
 from restill.models.errors import RestillError
 from restill.retrieval.load import load
 from restill.retrieval.network import checked_addresses, is_public, networks
-from restill.retrieval.web import WebOptions
+from restill.retrieval.web import WebOptions, _unpacked
 
 PARAGRAPH = "The Kestrel was built by Orlan and sons in a yard by the sea, and sank in the year 1911. " * 4
 HTML = (
@@ -235,6 +236,27 @@ def test_a_page_over_the_limit_is_refused_packed_or_not(site: Site, packed: bool
     with pytest.raises(RestillError, match=r"more than max_bytes=1999999"):
         load(url, web=local(max_bytes=1_999_999))
     assert len(load(url, web=local(max_bytes=2_000_000)).documents[0].text) == 2_000_000
+
+
+def test_all_members_of_a_gzip_stream_are_read_within_the_limit(site: Site) -> None:
+    url = site.put(
+        "/a", gzip.compress(b"one ") + gzip.compress(b"two") + bytes(9), "text/plain", Content_Encoding="gzip"
+    )
+    assert load(url, web=local()).documents[0].text == "one two"
+    site.put("/a", gzip.compress(b"word ") * 400, "text/plain", Content_Encoding="gzip")
+    assert len(load(url, web=local(max_bytes=2000)).documents[0].text) == 2000
+    with pytest.raises(RestillError, match="more than max_bytes=1999"):
+        load(url, web=local(max_bytes=1999))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_what_follows_a_packed_page_ends_the_reading(encoding: str) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield gzip.compress(b"text") if encoding == "gzip" else zlib.compress(b"text")
+        yield b"x" * 1000
+        pytest.fail("read on")
+
+    assert b"".join(_unpacked(pieces(), encoding, 100)) == b"text"
 
 
 @pytest.mark.parametrize(
