@@ -8,9 +8,11 @@ diagonal of ``Cxx`` and ``Cyy``, solved from minibatches by γ-EigenGame (arXiv 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -26,6 +28,9 @@ from ..models.errors import RestillError
 from .types import Document, Encoder
 
 _SENTENCE_END = re.compile(r"[.!?] +(?=[A-Z])")
+
+MAX_BYTES = 64 << 20
+"""The largest array of a saved alignment that is read."""
 
 MIN_REST = 60
 """Characters that must follow a first sentence, or the document gives no pair."""
@@ -69,11 +74,36 @@ class Alignment:
             RestillError: the file is missing, or none of those.
         """
         try:
-            with np.load(file, allow_pickle=False) as arrays:
-                values: dict[str, Any] = {field.name: arrays[field.name] for field in fields(cls)}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            with zipfile.ZipFile(file) as archive:
+                values: dict[str, Any] = {field.name: _array(archive, f"{field.name}.npy") for field in fields(cls)}
+            read = cls(**{**values, "weight": float(values["weight"])})
+            read._check()
+        # A damaged member, an encrypted one and an unknown packing raise one of these each.
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            EOFError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise RestillError(f"{file} is no alignment ({error}); write one with Alignment.save") from error
-        return cls(**{**values, "weight": float(values["weight"])})
+        return read
+
+    def _check(self) -> None:
+        """Raise ValueError unless shapes fit, numbers are finite and the weight is between 0 and 1."""
+        dim, k = np.shape(self.question_map) if np.ndim(self.question_map) == 2 else (0, 0)
+        expected = {"question_mean": (dim,), "question_map": (dim, k), "document_mean": (dim,)}
+        for name, shape in {**expected, "document_map": (dim, k), "correlations": (k,)}.items():
+            array = getattr(self, name)
+            if array.shape != shape or not array.size or array.dtype.kind != "f":
+                raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, not floats {list(shape)}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds NaN or infinity")
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight {self.weight} is not between 0 and 1")
 
     def questions(self, vectors: np.ndarray) -> np.ndarray:
         """Questions' unit vectors [N, D] to unit vectors [N, D + k], to search among ``documents``."""
@@ -122,6 +152,18 @@ class AlignedEncoder:
     def token_offsets(self, text: str) -> list[tuple[int, int]]:
         """As the encoder has them."""
         return self._encoder.token_offsets(text)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of an ``.npz``, unless its header claims more than ``MAX_BYTES``: nothing is allocated before."""
+    with archive.open(name) as member:
+        if (version := np.lib.format.read_magic(member)) != (1, 0):  # others have headers of any size
+            raise ValueError(f"{name} has version {version}, not (1, 0)")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        if math.prod(shape) * dtype.itemsize > MAX_BYTES:
+            raise ValueError(f"{name} claims {list(shape)} of {dtype}, more than {MAX_BYTES} bytes")
+    with archive.open(name) as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def sentence_pairs(documents: Iterable[Document]) -> list[tuple[str, str]]:

@@ -1,11 +1,14 @@
 """Alignment: the streamed solution against a direct solver, and what it does to vectors."""
 
+import zipfile
+from io import BytesIO
+
 import numpy as np
 import pytest
 from scipy.linalg import block_diag, eigh
 
 from restill.models.errors import RestillError
-from restill.retrieval.align import fit, sentence_pairs
+from restill.retrieval.align import Alignment, fit, sentence_pairs
 from restill.retrieval.types import Document
 
 DIM, PAIRS, SHARED = 6, 600, 2
@@ -89,3 +92,45 @@ def test_bad_input_is_named(pairs, alignment):
         fit(x, y, k=2, epsilon=0)
     with pytest.raises(RestillError, match=r"\(N, 6\)"):
         alignment.questions(np.zeros((2, 5), np.float32))
+
+
+def test_what_is_saved_is_loaded_and_nothing_else(alignment, tmp_path):
+    file = tmp_path / "map.npz"
+    alignment.save(file)
+    np.testing.assert_array_equal(Alignment.load(file).question_map, alignment.question_map)
+    whole = file.read_bytes()
+    for damaged in (b"", b"no archive", whole[:40], whole[:-30], whole[:200] + bytes(99) + whole[299:]):
+        file.write_bytes(damaged)
+        with pytest.raises(RestillError, match="is no alignment"):
+            Alignment.load(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weight", 1.5),
+        ("weight", np.nan),
+        ("weight", np.zeros(3)),
+        ("correlations", np.full(SHARED, np.nan, np.float32)),
+        ("document_mean", np.zeros(DIM + 1, np.float32)),
+        ("question_map", np.zeros(DIM, np.float32)),
+        ("question_map", np.full((DIM, SHARED), "x")),
+        ("document_map", np.zeros((DIM, SHARED + 1), np.float32)),
+        ("document_map", None),
+    ],
+)
+def test_an_alignment_whose_values_do_not_fit_is_refused(alignment, tmp_path, name, value):
+    np.savez(tmp_path / "map.npz", **{**vars(alignment), name: value})
+    with pytest.raises(RestillError, match="is no alignment"):
+        Alignment.load(tmp_path / "map.npz")
+
+
+def test_an_array_that_claims_too_much_is_refused_before_it_is_read(alignment, tmp_path):
+    alignment.save(tmp_path / "map.npz")
+    out = BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 2)})
+    with zipfile.ZipFile(tmp_path / "map.npz") as good, zipfile.ZipFile(tmp_path / "huge.npz", "w") as huge:
+        for name in good.namelist():
+            huge.writestr(name, out.getvalue() if name == "question_map.npy" else good.read(name))
+    with pytest.raises(RestillError, match="more than"):
+        Alignment.load(tmp_path / "huge.npz")
