@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from ..retrieval.types import titled
 from .trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -30,5 +31,5 @@ def evidence_pairs(
         for citation in trajectory.citations:
             for chunk in snapshot.chunks_at(snapshot.rows_of(citation.doc_id)):
                 if chunk.chunk_id == citation.chunk_id:
-                    pairs[trajectory.question, f"{chunk.title}\n{chunk.text}" if chunk.title else chunk.text] = None
+                    pairs[trajectory.question, titled(chunk.title, chunk.text)] = None
     return list(pairs)

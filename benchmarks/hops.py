@@ -30,7 +30,7 @@ from restill.retrieval.intervals import paired_interval
 from restill.retrieval.metrics import all_gold, ndcg, read_qrels, recall
 from restill.retrieval.pipeline import FirstStage, Search, Settings, hops, hybrid
 from restill.retrieval.rerank import LateInteraction, TokenEncoder, rerank
-from restill.retrieval.types import Document
+from restill.retrieval.types import Document, titled
 
 SETS = {
     "hotpotqa train100": ("hotpotqa", "train100"),
@@ -89,7 +89,7 @@ class Collection:
     @cached_property
     def passages(self) -> list[str]:
         """What is embedded: title and text."""
-        return [f"{title}\n{text}" if title else text for _, title, text in self.rows]
+        return [titled(title, text) for _, title, text in self.rows]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..models.eigengame import Players, rayleigh, start, step
 from ..models.errors import RestillError
-from .types import Document, Encoder
+from .types import Document, Encoder, titled
 
 _SENTENCE_END = re.compile(r"[.!?] +(?=[A-Z])")
 
@@ -176,7 +176,7 @@ def sentence_pairs(documents: Iterable[Document]) -> list[tuple[str, str]]:
         end = _SENTENCE_END.search(document.text)
         if end and len(document.text) - end.end() >= MIN_REST:
             first = document.text[: end.start() + 1]
-            pairs.append((f"{document.title}\n{first}" if document.title else first, document.text[end.end() :]))
+            pairs.append((titled(document.title, first), document.text[end.end() :]))
     return pairs
 
 

@@ -47,9 +47,7 @@ def repair(index: Index, embed: Callable[[list[Chunk]], np.ndarray]) -> list[str
         for number, metadata in store.select("SELECT document, metadata FROM documents"):
             rows = [(key, value, number) for key, value in filters.terms(json.loads(metadata))]
             connection.executemany("INSERT INTO terms VALUES (?, ?, ?)", rows)
-        connection.execute(f"DROP TABLE IF EXISTS {sparse.TABLE}")
-        sparse.create(connection)
-        sparse.add(connection, connection.execute(_TEXTS))
+        sparse.rebuild(connection, _texts(connection))
         digests = [int(digest, 16) for (digest,) in store.select("SELECT digest FROM documents")]
         meta = store.meta()
         store.set_meta(
@@ -65,7 +63,9 @@ def repair(index: Index, embed: Callable[[list[Chunk]], np.ndarray]) -> list[str
     return check(index)
 
 
-_TEXTS = "SELECT row, title, chunks.text FROM chunks JOIN documents USING (document)"
+def _texts(connection: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
+    # Begins when the first is asked for: a table cannot be dropped while something is being read.
+    yield from connection.execute("SELECT row, title, chunks.text FROM chunks JOIN documents USING (document)")
 
 
 def _repair_vectors(index: Index, embed: Callable[[list[Chunk]], np.ndarray]) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from ..models.errors import RestillError
 from .filters import Where
 from .pipeline import FirstStage, Ranked, Settings, hops, hybrid
-from .types import Encoder
+from .types import Encoder, titled
 from .view import Found, Snapshot
 
 Mode = Literal["dense", "sparse", "hybrid", "hops"]
@@ -28,6 +28,17 @@ def checked_mode(mode: str) -> Mode:
     if mode not in MODES:
         raise RestillError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
     return mode
+
+
+def check_k(mode: Mode, k: int, settings: Settings | None = None) -> None:
+    """Check that the mode can find so many.
+
+    Raises:
+        RestillError: it cannot.
+    """
+    depth = (settings or Settings()).depth
+    if mode in ("hybrid", "hops") and k > depth:
+        raise RestillError(f"k={k}: mode {mode!r} ranks {depth} passages; ask for no more")
 
 
 def search(
@@ -54,8 +65,7 @@ def search(
     if mode == "sparse":
         return sparse(queries, k)
     settings = settings or Settings()
-    if k > settings.depth:
-        raise RestillError(f"k={k}: mode {mode!r} ranks {settings.depth} passages; ask for no more")
+    check_k(mode, k, settings)
     stage = _first_stage(snapshot, dense, sparse, where)
     ranked: Sequence[Sequence[Ranked]]
     if mode == "hybrid":
@@ -86,7 +96,7 @@ def _first_stage(
 
     def text(row: int) -> str:
         (chunk,) = snapshot.chunks_at([row])
-        return f"{chunk.title}\n{chunk.text}"
+        return titled(chunk.title, chunk.text)
 
     return FirstStage(
         dense=lambda texts, depth: known(dense(texts, depth)),

@@ -71,10 +71,15 @@ class LateInteraction:
 
     MaxSim of ColBERT (Khattab and Zaharia, SIGIR 2020, arXiv 2004.12832) over the token vectors of a sentence encoder,
     which was not trained for it. The texts are encoded at each call: that costs as much as indexing them.
+
+    Attributes:
+        fingerprint: names the encoder if that has a fingerprint, else None.
     """
 
     def __init__(self, encoder: TokenEncoder) -> None:
         self._encoder = encoder
+        known = getattr(encoder, "fingerprint", None)
+        self.fingerprint: str | None = f"late interaction {known}" if known else None
 
     def __call__(self, question: str, texts: Sequence[str]) -> list[float]:
         """A score between -1 and 1 for each text; -1 where question or text has no token."""

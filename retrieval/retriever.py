@@ -23,7 +23,7 @@ from .load import load
 from .modes import Mode
 from .rerank import rerank
 from .tools import follow_tool, search_tool
-from .types import Chunk, Encoder, Hit
+from .types import Chunk, Encoder, Hit, titled
 from .view import Found, Snapshot
 
 _Ask = tuple[str, int, Where | None]
@@ -41,7 +41,9 @@ class Retriever(BaseRetriever):
         k: number of passages a search returns when it is not told.
         mode: how it searches, see ``modes.Mode``.
         reranker: orders the best ``rerank_depth`` passages again, any callable or ``rerank.LateInteraction``; None
-            leaves them. Its scores, scaled to 0 to 1, count ``rerank_weight`` beside the search's.
+            leaves them. Its scores, scaled to 0 to 1, count ``rerank_weight`` beside the search's. Passages further
+            down follow in the search's order, with the search's score or that of the last one ordered again, whichever
+            is lower.
         indexes: where the passages are; several are searched as one.
         encoder: the text encoder; must be the one the indexes were built with.
         load_warnings: what ``from_path`` left out, and why.
@@ -256,11 +258,12 @@ class Retriever(BaseRetriever):
             where: search only among passages with this metadata (exact, however few pass), see ``Where``.
 
         Raises:
-            RestillError: a query is empty, ``k`` is below 1, or ``where`` names an unknown key.
+            RestillError: a query is empty, ``k`` is below 1 or more than the mode ranks, or ``where`` names an
+                unknown key.
         """
         if isinstance(queries, str):
             raise RestillError(f"search takes a list of queries; write search([{queries!r}])")
-        queries, k, snapshot = [_checked(query) for query in queries], self._checked_k(k), self.snapshot
+        queries, k, snapshot = [_checked(query) for query in queries], self._searched_k(k), self.snapshot
         if not queries:
             return []
         depth = k if self.reranker is None else max(k, self.rerank_depth)
@@ -270,9 +273,17 @@ class Retriever(BaseRetriever):
     def _reranked(self, query: str, hits: list[Hit]) -> list[Hit]:
         if self.reranker is None:
             return hits
-        texts = [f"{hit.chunk.title}\n{hit.chunk.text}" for hit in hits]
-        scored = [(hit, hit.score) for hit in hits]
-        ordered = rerank(query, scored, texts, self.reranker, weight=self.rerank_weight)
+        # Always the same number, so that results do not depend on the k of others in the batch.
+        best, rest = hits[: self.rerank_depth], hits[self.rerank_depth :]
+        scored = [(hit, hit.score) for hit in best]
+        ordered = rerank(
+            query,
+            scored,
+            [titled(hit.chunk.title, hit.chunk.text) for hit in best],
+            self.reranker,
+            weight=self.rerank_weight,
+        )
+        ordered += [(hit, min(hit.score, ordered[-1][1])) for hit in rest]
         return [hit.model_copy(update={"score": score}) for hit, score in ordered]
 
     def follow(self, document: str, *, k: int | None = None) -> list[Hit]:
@@ -293,7 +304,7 @@ class Retriever(BaseRetriever):
 
     async def asearch(self, query: str, *, k: int | None = None, where: Where | None = None) -> list[Hit]:
         """Like ``search`` for one query, off the event loop; concurrent calls become one batch."""
-        return await self._batcher.submit((_checked(query), self._checked_k(k), where))
+        return await self._batcher.submit((_checked(query), self._searched_k(k), where))
 
     def _search_batch(self, asks: list[_Ask]) -> list[list[Hit] | Exception]:
         """One search for all asks without a filter, one for each ask with one."""
@@ -316,7 +327,7 @@ class Retriever(BaseRetriever):
         self, *, name: str = "search", k: int | None = None
     ) -> Callable[[str], Awaitable[list[Hit]]]:
         """A search function for agents; ``StructuredTool.from_function(coroutine=...)`` takes it too."""
-        return search_tool(self, name, self._checked_k(k))
+        return search_tool(self, name, self._searched_k(k))
 
     def as_follow_tool(self, *, name: str = "follow", k: int | None = None) -> Callable[[str], Awaitable[list[Hit]]]:
         """A function for agents that reads what a document leads to, beside the search tool."""
@@ -350,6 +361,12 @@ class Retriever(BaseRetriever):
         if k is not None and k < 1:
             raise RestillError(f"k={k}: ask for at least 1 passage")
         return self.k if k is None else k
+
+    def _searched_k(self, k: int | None) -> int:
+        """Checked before a batch is made, so that who asks for too much fails alone."""
+        k = self._checked_k(k)
+        modes.check_k(self.mode, k)
+        return k
 
 
 def _checked(query: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .types import Hit
 
@@ -26,8 +26,7 @@ def search_tool(retriever: Retriever, name: str, k: int) -> Tool:
     if retriever.mode != "dense":
         ways.append(retriever.mode)
     if retriever.reranker is not None:
-        who = getattr(retriever.reranker, "fingerprint", None) or type(retriever.reranker).__qualname__
-        ways.append(f"{who} {retriever.rerank_depth} {retriever.rerank_weight}")
+        ways.append(f"{_identity(retriever.reranker)} {retriever.rerank_depth} {retriever.rerank_weight}")
     return _named(search, name, " ".join([retriever.fingerprint, str(k), *ways]))
 
 
@@ -39,6 +38,15 @@ def follow_tool(retriever: Retriever, name: str, k: int) -> Tool:
         return await asyncio.to_thread(retriever.follow, document, k=k)
 
     return _named(follow, name, f"{retriever.fingerprint} {k} follow")
+
+
+def _identity(reranker: Any) -> str:
+    """What tells one re-ranker from another: its ``fingerprint`` if it has one, else where its code is.
+
+    Two lambdas of one function, or two instances of a class without fingerprint, cannot be told apart.
+    """
+    code = reranker if hasattr(reranker, "__qualname__") else type(reranker)
+    return getattr(reranker, "fingerprint", None) or f"{code.__module__}.{code.__qualname__}"
 
 
 def _named(tool: Tool, name: str, reads: str) -> Tool:

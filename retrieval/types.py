@@ -53,8 +53,19 @@ class Chunk(BaseModel):
     headings: tuple[str, ...] = ()
 
 
+def titled(title: str, text: str) -> str:
+    """Title and text as one text, for what compares passages with questions; the text alone if there is no title."""
+    return f"{title}\n{text}" if title else text
+
+
 class Hit(BaseModel):
-    """A chunk found by a search; ``score`` is the cosine similarity to the query."""
+    """A chunk found by a search; scores of different modes cannot be compared.
+
+    Attributes:
+        score: higher is better. ``dense``: the cosine similarity to the query. ``sparse``: BM25. ``hybrid`` and
+            ``hops``: a weighted sum of scaled scores, see ``pipeline.Settings``. With a re-ranker: 0 to 1 within the
+            passages it ordered. Of ``follow``: how strong the link is, see ``hops.WEIGHTS``.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -11,6 +11,7 @@ import pytest
 from restill.models.errors import RestillError
 from restill.retrieval.align import AlignedEncoder, Alignment
 from restill.retrieval.modes import MODES
+from restill.retrieval.rerank import LateInteraction
 from restill.retrieval.retriever import Retriever
 from restill.retrieval.types import Document, Encoder, Hit
 
@@ -104,6 +105,45 @@ def test_a_reranker_orders_the_best_again_and_changes_the_tool(encoder: Encoder)
     assert [hit.chunk for hit in hits] == sorted(best, key=lambda c: -len(c.title) - len(c.text))[:2]
     assert hits[0].score == 1.0
     assert retriever.as_tool().fingerprint != plain.as_tool().fingerprint  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("rerank", [False, True])
+def test_results_do_not_depend_on_the_k_of_others_in_the_batch(encoder: Encoder, rerank: bool) -> None:
+    mode = "dense" if rerank else "hops"
+    plain = Retriever.from_documents(DOCUMENTS, encoder, mode=mode)
+    by_length = (lambda question, texts: [float(len(text)) for text in texts]) if rerank else None
+    retriever = Retriever(indexes=plain.indexes, encoder=encoder, mode=mode, reranker=by_length, rerank_depth=3)
+
+    async def together() -> list[list[Hit] | BaseException]:
+        asked = [retriever.asearch(QUESTION, k=k) for k in (1, 3, 5, 7, *([] if rerank else [101]))]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    alone = retriever.search([QUESTION], k=7)[0]
+    assert [retriever.search([QUESTION], k=k)[0] for k in (1, 3, 5)] == [alone[:1], alone[:3], alone[:5]]
+    found = asyncio.run(together())
+    assert found[:4] == [alone[:1], alone[:3], alone[:5], alone]
+    assert all("k=101" in str(error) for error in found[4:])
+    assert [hit.score for hit in alone] == sorted((hit.score for hit in alone), reverse=True)
+
+
+def test_different_rerankers_give_different_tools(encoder: Encoder) -> None:
+    class Tokens:
+        def __init__(self, fingerprint: str) -> None:
+            self.fingerprint = fingerprint
+
+        def encode_tokens(self, texts: Sequence[str], *, batch_size: int = 32) -> list[np.ndarray]:
+            raise AssertionError
+
+    def one(question: str, texts: Sequence[str]) -> list[float]:
+        raise AssertionError
+
+    def two(question: str, texts: Sequence[str]) -> list[float]:
+        raise AssertionError
+
+    plain = Retriever.from_documents(DOCUMENTS, encoder)
+    rerankers = [None, one, two, LateInteraction(Tokens("a")), LateInteraction(Tokens("b"))]
+    tools = [Retriever(indexes=plain.indexes, encoder=encoder, reranker=each).as_tool() for each in rerankers]
+    assert len({tool.fingerprint for tool in tools}) == len(rerankers)  # type: ignore[attr-defined]
 
 
 def test_an_alignment_that_swaps_sides_is_applied_to_each_side_alone(encoder: Encoder, tmp_path) -> None:  # type: ignore[no-untyped-def]

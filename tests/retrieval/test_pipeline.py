@@ -6,7 +6,7 @@ import pytest
 
 from restill.retrieval.hops import DocumentGraph
 from restill.retrieval.pipeline import FirstStage, Settings, hops, hybrid, uncovered
-from restill.retrieval.types import Document
+from restill.retrieval.types import Document, titled
 
 DOCUMENTS = [
     Document(id="kate", title="Kate Ramsay", text="Kate Ramsay is a character of the soap opera Neighbours."),
@@ -44,7 +44,7 @@ def stage(documents=DOCUMENTS, *, gone=()) -> FirstStage:
         sparse=search,
         document=lambda row: ids[row // 2],
         rows=lambda d: () if d in gone or d not in ids else (2 * ids.index(d), 2 * ids.index(d) + 1),
-        text=lambda row: f"{documents[row // 2].title}\n{documents[row // 2].text}",
+        text=lambda row: titled(documents[row // 2].title, documents[row // 2].text),
     )
 
 
