@@ -57,6 +57,10 @@ KOption = Annotated[int, typer.Option("--k", min=1, help="Passages a search retu
 ModeOption = Annotated[
     str, typer.Option("--mode", help="How to search: dense, sparse, hybrid or hops.", rich_help_panel=_A)
 ]
+FollowOption = Annotated[
+    bool,
+    typer.Option("--follow", help="Give the agent a second tool: what a document leads to.", rich_help_panel=_A),
+]
 StepsOption = Annotated[int, typer.Option(min=1, help="Budget: steps.", rich_help_panel=_A)]
 SecondsOption = Annotated[float, typer.Option(help="Budget: seconds a question.", rich_help_panel=_A)]
 FewShotOption = Annotated[
@@ -171,17 +175,18 @@ def make_agent(
     *,
     steps: int,
     seconds: float,
+    follow: bool = False,
     few_shot: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> ReActAgent:
-    """A search agent over one retriever."""
+    """A search agent over one retriever; with ``follow`` it can also read what a document leads to."""
     from ..agents.budget import Budget
     from ..agents.react import ReActAgent
 
     return ReActAgent(
         model,
-        [retriever.as_tool()],
+        [retriever.as_tool(), *([retriever.as_follow_tool()] if follow else [])],
         budget=Budget(steps=steps, seconds=seconds),
         few_shot=few_shot,
         temperature=temperature,

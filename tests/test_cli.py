@@ -103,6 +103,14 @@ def test_ask_as_json_is_one_object_and_repeats(place):
     assert (first.exit_code == 0) == ("answer" in one)
 
 
+def test_follow_gives_the_agent_a_second_tool(place):
+    asked = [CliRunner().invoke(app, ["ask", "Who?", *QUICK, "--json", *more]) for more in ([], ["--follow"])]
+    plain, follow = (json.loads(result.stdout)["trajectory"]["agent"] for result in asked)
+    assert plain != follow
+    for command in ("ask", "rollout", "eval", "improve"):
+        assert "--follow" in run(command, "--help", env={"COLUMNS": "200"}).stdout
+
+
 def test_ask_reads_documents_into_memory(place, monkeypatch):
     monkeypatch.setattr("restill.retrieval.retriever.DEFAULT_ENCODER", str(place / "encoder"))
     monkeypatch.setattr("restill.commands.common.fetch", lambda names: {})
