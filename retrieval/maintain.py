@@ -38,7 +38,7 @@ def bring_up_to_date(
         kind: use this kind of FAISS file from now on.
         delete: ids of documents to delete.
         prune: delete documents whose file under ``paths`` is gone, or no longer holds them. A file that is there but
-            cannot be read keeps its documents.
+            cannot be read, or whose folder cannot, keeps its documents.
         progress: show a progress bar.
 
     Returns:
@@ -137,7 +137,7 @@ def _gone(index: Index, report: LoadReport, paths: Sequence[str | os.PathLike[st
     gone = []
     for doc_id, source in index.view.store.select("SELECT doc_id, source FROM documents WHERE source IS NOT NULL"):
         above = {source, *map(str, Path(source).parents)}
-        if doc_id in there or source in report.unreadable or not roots & above:
+        if doc_id in there or above & report.unreadable.keys() or not roots & above:
             continue
         if source in read or not os.path.exists(source):
             gone.append(doc_id)

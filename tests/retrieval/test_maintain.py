@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,28 @@ def test_what_is_gone_is_deleted_only_when_asked(tmp_path: Path, docs: Path, enc
     assert report["deleted"] == 3
     names = Index.open(out).view.store.select("SELECT doc_id FROM documents ORDER BY doc_id")
     assert [name for (name,) in names] == ["b.txt", "more.txt", "r1"]
+
+
+def test_a_folder_that_cannot_be_listed_keeps_its_documents(tmp_path: Path, docs: Path, encoder, monkeypatch) -> None:
+    out, closed = tmp_path / "index", docs / "deep" / "closed"
+    closed.mkdir(parents=True)
+    (closed / "inner").mkdir()
+    (closed / "inner" / "x.txt").write_text("Behind a closed door.")
+    bring_up_to_date(out, [docs], encoder=encoder)
+    scandir = os.scandir
+
+    def refused(path):  # chmod 0 would not stop root
+        if str(path) == str(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    exists = os.path.exists
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refused)
+        patch.setattr(os.path, "exists", lambda path: not str(path).startswith(str(closed)) and exists(path))
+        report = bring_up_to_date(out, [docs], encoder=encoder, prune=True)
+    assert report["deleted"] == 0 and "cannot be listed" in " ".join(report["warnings"])
+    assert bring_up_to_date(out, [docs], encoder=encoder, prune=True)["unchanged"] == 6
 
 
 def test_an_interrupted_build_goes_on_where_it_was(tmp_path: Path, docs: Path, encoder, monkeypatch) -> None:
