@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +46,8 @@ def bring_up_to_date(
         Plain values for a report: numbers of documents and passages, what changed, warnings.
 
     Raises:
-        RestillError: nothing readable is in ``paths``, an option contradicts the index, or it cannot be written.
+        RestillError: nothing readable is in ``paths``, an option contradicts the index, a document would take the
+            place of one from another source, or the index cannot be written.
     """
     folder = Path(folder)
     report = load(*paths) if paths else LoadReport()
@@ -79,6 +81,7 @@ def bring_up_to_date(
         model = None
     gone = _gone(index, report, paths)
     deleted = list({**dict.fromkeys(delete), **dict.fromkeys(gone if prune else ())})
+    _refuse_displacing(index, report, deleted)
     if deleted:
         index.write([], delete=[str(doc_id) for doc_id in deleted])
     if model is not None:
@@ -142,6 +145,34 @@ def _gone(index: Index, report: LoadReport, paths: Sequence[str | os.PathLike[st
         if source in read or not os.path.exists(source):
             gone.append(doc_id)
     return gone
+
+
+def _refuse_displacing(index: Index, report: LoadReport, deleted: Sequence[str]) -> None:
+    """Two folders that hold a file of one name give documents of one id; the second must not replace the first.
+
+    A file that moved may: its former place is empty.
+    """
+    coming = {document.id: document.source for document in report.documents}
+    for doc_id in deleted:
+        coming.pop(doc_id, None)
+    read = set(coming.values())
+    statement = "SELECT doc_id, source FROM documents WHERE doc_id IN (SELECT value FROM json_each(?))"
+    for doc_id, source in index.view.store.select(statement, [json.dumps(list(coming))]):
+        ours = coming[doc_id]
+        if source is None or ours is None or source in read or not _is_there(source) or _same_file(source, ours):
+            continue
+        raise RestillError(
+            f"document id {doc_id!r}: {ours} would replace {source}, which is still there; "
+            "give another --out, or index both in one call with a folder that holds both"
+        )
+
+
+def _is_there(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://")) or os.path.exists(source)
+
+
+def _same_file(one: str, other: str) -> bool:
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def _warnings(index: Index, report: LoadReport, kept: list[str]) -> list[str]:

@@ -83,6 +83,20 @@ def test_a_folder_that_cannot_be_listed_keeps_its_documents(tmp_path: Path, docs
     assert bring_up_to_date(out, [docs], encoder=encoder, prune=True)["unchanged"] == 6
 
 
+def test_a_file_of_the_same_name_elsewhere_does_not_take_its_place(tmp_path: Path, encoder) -> None:
+    out, one, other = tmp_path / "index", tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "readme.md").write_text(f"About {folder.name}.")
+    bring_up_to_date(out, [one], encoder=encoder)
+    with pytest.raises(RestillError, match=r"'readme.md': .*other/readme.md would replace .*one/readme.md.*--out"):
+        bring_up_to_date(out, [other], encoder=encoder)
+    (tmp_path / "link").symlink_to(one)  # another way to the same file
+    assert counts(bring_up_to_date(out, [tmp_path / "link"], encoder=encoder))[:2] == (0, 1)
+    (one / "readme.md").unlink()  # moved away
+    assert counts(bring_up_to_date(out, [other], encoder=encoder))[:2] == (0, 1)
+
+
 def test_an_interrupted_build_goes_on_where_it_was(tmp_path: Path, docs: Path, encoder, monkeypatch) -> None:
     monkeypatch.setattr(build, "BATCH", 2)
     encode, out = encoder.encode, tmp_path / "index"
