@@ -13,6 +13,7 @@ import numpy as np
 from ..models.errors import RestillError
 from . import faiss_file, filters, sparse
 from .dense import stored_vectors
+from .store import Store
 from .types import Chunk, Document
 from .view import View
 from .write import chunks_digest, document_hash, vector_hash
@@ -37,10 +38,14 @@ def repair(index: Index, embed: Callable[[list[Chunk]], np.ndarray]) -> list[str
     """Make all that is derived again from the documents and passages, and embed passages whose vector is damaged.
 
     Returns:
-        What `check` still finds: damage to documents themselves, which only adding them again can mend.
+        What `check` still finds: damage to documents themselves, which only adding them again can mend. Their hashes
+        are blanked, so that this replaces all of them, also where the recorded hashes are those of the original.
     """
     store = index.writer
     with store.transaction():
+        for number in [number for number, _, sound in _read(store) if not sound]:
+            store.connection.execute("UPDATE documents SET hash = '' WHERE document = ?", [number])
+            store.connection.execute("UPDATE chunks SET content_hash = 'damaged' WHERE document = ?", [number])
         _repair_vectors(index, embed)
         connection = store.connection
         connection.execute("DELETE FROM terms")
@@ -99,9 +104,8 @@ def _problems(index: Index) -> Iterator[str]:
     yield from _faiss(index, view)
 
 
-def _documents(view: View) -> Iterator[str]:
-    store, total, count = view.store, 0, 0
-    changed, terms = [], 0
+def _read(store: Store) -> Iterator[tuple[int, Document, bool]]:
+    """Every document, its number, and whether it and its passages are what their hashes say."""
     last = -1
     statement = (
         "SELECT document, doc_id, source, title, text, metadata, extra, hash, digest FROM documents "
@@ -114,15 +118,22 @@ def _documents(view: View) -> Iterator[str]:
             rows = [row for (row,) in store.select("SELECT row FROM chunks WHERE document = ?", [number])]
             chunks = sorted(store.chunks(rows), key=lambda chunk: (chunk.start, chunk.end))
             whole = all(text[chunk.start : chunk.end] == chunk.text for chunk in chunks)
-            if document_hash(document) != known or chunks_digest(chunks) != digest or not whole:
-                changed.append(doc_id)
-            pairs = store.select("SELECT key, value FROM terms WHERE document = ?", [number])
-            if set(pairs) != filters.terms(document.metadata):
-                terms += 1
-            total, count = total + int(digest, 16), count + len(rows)
+            yield number, document, whole and document_hash(document) == known and chunks_digest(chunks) == digest
         last = batch[-1][0]
+
+
+def _documents(view: View) -> Iterator[str]:
+    store, changed, terms = view.store, [], 0
+    for number, document, sound in _read(store):
+        if not sound:
+            changed.append(document.id)
+        pairs = store.select("SELECT key, value FROM terms WHERE document = ?", [number])
+        if set(pairs) != filters.terms(document.metadata):
+            terms += 1
+    total = sum(int(digest, 16) for (digest,) in store.select("SELECT digest FROM documents"))
+    count = store.select("SELECT count(*) FROM chunks JOIN documents USING (document)")[0][0]
     if changed:
-        yield f"{len(changed)} documents or their passages were changed: {_some(changed)}; add them again"
+        yield f"{len(changed)} documents or their passages were changed: {_some(changed)}; repair, then add them again"
     if terms:
         yield f"the filters of {terms} documents do not agree with their metadata"
     meta = view.meta

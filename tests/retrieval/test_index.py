@@ -133,16 +133,20 @@ def test_what_does_not_agree_is_named_and_mended(tmp_path: Path, index: Index, e
     assert chunks(Index.open(folder)) == chunks(index)
 
 
-def test_damage_to_a_document_is_named_and_mended_by_adding_it_again(tmp_path: Path, index: Index, encoder) -> None:
+@pytest.mark.parametrize("table", ["documents", "chunks"])
+def test_damage_to_a_document_is_named_and_mended_by_adding_it_again(tmp_path, index: Index, encoder, table) -> None:
     folder = index.save(tmp_path / "index")
     with sqlite3.connect(folder / "store.db") as connection:
-        connection.execute("UPDATE documents SET text = replace(text, 'number', 'damage') WHERE doc_id = 'd3'")
+        connection.execute(f"UPDATE {table} SET text = replace(text, 'number 3', 'damage 3')")
     connection.close()
     broken = Index.open(folder)
-    assert "1 documents or their passages were changed: d3" in " ".join(broken.check())
-    put(broken, [Document(id="d3", text="x")], encoder, replace=True)
+    words = "1 documents or their passages were changed: d3; repair, then add"
+    assert words in " ".join(broken.check())
+    (left,) = broken.repair(lambda chunks: embed(chunks, encoder))
+    assert words in left
     put(broken, DOCUMENTS, encoder, replace=True)
     assert broken.check() == [] and broken.fingerprint == index.fingerprint
+    assert {c.chunk_id: c for c in chunks(broken)} == {c.chunk_id: c for c in chunks(index)}
 
 
 def test_a_broken_store_is_named(tmp_path: Path, index: Index) -> None:
