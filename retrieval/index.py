@@ -162,8 +162,12 @@ class Index:
         with self._lock:
             write(self.writer, entries, delete=delete, replace=replace)
             self.refresh()
-            log = self.folder / f"{STORE}-wal"
-            if log.stat().st_size > LOG_LIMIT:
+            self.trim_log()
+
+    def trim_log(self) -> None:
+        """Write a long write-ahead log into the store, as far as no older view that is still held needs it."""
+        with self._lock:
+            if (self.folder / f"{STORE}-wal").stat().st_size > LOG_LIMIT:
                 # What our reader sees is the end of the log, so all of it can go to the store. A reader that begins
                 # after that does not need the log, which then starts again; one from before would keep it growing.
                 self.writer.select("PRAGMA wal_checkpoint(PASSIVE)")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document as LangChainDocument
@@ -81,6 +81,26 @@ class Retriever(BaseRetriever):
                 )
         self._batcher = MicroBatcher(self._search_batch)
         self._snapshot = Snapshot([index.view for index in self.indexes])
+
+    def __copy__(self) -> Self:
+        """A retriever on the same indexes, with a batcher and a snapshot of its own."""
+        copied = super().__copy__()
+        copied.model_post_init(None)
+        return copied
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Like ``copy.copy``, with other values; ``mode``, ``indexes`` and ``encoder`` are checked as for a new one.
+
+        Raises:
+            RestillError: the mode is unknown, an index was built with another encoder, or the copy is to be deep.
+        """
+        if deep:
+            raise RestillError("a retriever's indexes cannot be copied; save it to a folder and open that")
+        if update and "mode" in update:
+            modes.checked_mode(update["mode"])
+        copied = super().model_copy(update=update)
+        copied.model_post_init(None)
+        return copied
 
     @classmethod
     def from_path(
@@ -160,6 +180,11 @@ class Retriever(BaseRetriever):
         folders = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
         if not folders:
             raise RestillError("no folder given; name at least one index")
+        places: dict[str, Folder] = {}
+        for one in folders:
+            if (place := os.path.realpath(one)) in places:
+                raise RestillError(f"{one} and {places[place]} are the same index; name each once")
+            places[place] = one
         indexes = tuple(Index.open(one, threads=threads) for one in folders)
         unfinished = tuple(
             f"{index.folder}: building it was interrupted; run the same `restill index` again"
@@ -189,10 +214,7 @@ class Retriever(BaseRetriever):
     @property
     def snapshot(self) -> Snapshot:
         """What searches see now; it stays as it is. Rows and passages taken from one snapshot belong together."""
-        views = tuple(index.view for index in self.indexes)
-        if views != self._snapshot.views:
-            self._snapshot = Snapshot(views)
-        return self._snapshot
+        return self._renew()
 
     @property
     def chunks(self) -> Sequence[Chunk]:
@@ -214,7 +236,9 @@ class Retriever(BaseRetriever):
         Raises:
             RestillError: a document is there already, or malformed; nothing is added then.
         """
-        return put(self.index, as_documents(documents), self.encoder, whole=True, progress=progress)
+        changes = put(self.index, as_documents(documents), self.encoder, whole=True, progress=progress)
+        self._let_go()
+        return changes
 
     def update(self, documents: Iterable[Any], *, source: str | None = None, progress: bool = False) -> Changes:
         """Add or replace documents in one transaction; only passages with new content are embedded.
@@ -232,7 +256,9 @@ class Retriever(BaseRetriever):
             known = index.view.store.select("SELECT doc_id FROM documents WHERE source = ?", [source])
             gone = [doc_id for (doc_id,) in known if doc_id not in ids]
             read = [document.model_copy(update={"source": source}) for document in read]
-        return put(index, read, self.encoder, replace=True, delete=gone, whole=True, progress=progress)
+        changes = put(index, read, self.encoder, replace=True, delete=gone, whole=True, progress=progress)
+        self._let_go()
+        return changes
 
     def delete(self, doc_ids: Iterable[str]) -> None:
         """Delete documents in one transaction.
@@ -244,10 +270,13 @@ class Retriever(BaseRetriever):
             raise RestillError(f"delete takes a list of ids; write delete([{doc_ids!r}])")
         self.index.write([], delete=list(dict.fromkeys(doc_ids)))
         self.index.compact_if_due()
+        self._let_go()
 
     def refresh(self) -> bool:
         """See what other processes wrote since; True if anything was."""
-        return any([index.refresh() for index in self.indexes])
+        changed = any([index.refresh() for index in self.indexes])
+        self._renew()
+        return changed
 
     def search(self, queries: Sequence[str], *, k: int | None = None, where: Where | None = None) -> list[list[Hit]]:
         """The ``k`` passages nearest to each query, best first; fewer if the collection has fewer.
@@ -269,6 +298,19 @@ class Retriever(BaseRetriever):
         depth = k if self.reranker is None else max(k, self.rerank_depth)
         found = _hits(snapshot, modes.search(snapshot, self.encoder, self.mode, queries, depth, where))
         return [self._reranked(query, hits)[:k] for query, hits in zip(queries, found, strict=True)]
+
+    def _renew(self) -> Snapshot:
+        """Let go of a snapshot that was overtaken: while it is held, the write-ahead log cannot begin again."""
+        snapshot, views = self._snapshot, tuple(index.view for index in self.indexes)
+        if views != snapshot.views:
+            self._snapshot = snapshot = Snapshot(views)
+        return snapshot
+
+    def _let_go(self) -> None:
+        """After a change: the snapshot from before kept the log, which only now can be written into the store."""
+        self._renew()
+        self.index.trim_log()
+        self._renew()
 
     def _reranked(self, query: str, hits: list[Hit]) -> list[Hit]:
         if self.reranker is None:

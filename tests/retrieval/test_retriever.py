@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import subprocess
 import sys
 import threading
@@ -230,6 +231,32 @@ def test_saved_and_opened_it_answers_the_same(tmp_path: Path, retriever: Retriev
         Retriever.open(folder, make_encoder(name="other"))
     with pytest.raises(RestillError, match="is an index; give it alone"):
         Retriever.from_path(folder, tmp_path, encoder=make_encoder())
+
+
+def test_the_log_does_not_grow_with_what_is_added(tmp_path: Path, retriever, make_encoder, monkeypatch) -> None:
+    monkeypatch.setattr("restill.retrieval.index.LOG_LIMIT", 1 << 19)
+    opened, sizes = Retriever.open(retriever.save(tmp_path / "index"), make_encoder()), []
+    for n in range(200):
+        opened.add([Document(id=f"more{n}", text=f"{n} words.")])
+        sizes.append((opened.index.folder / "store.db-wal").stat().st_size)
+    assert max(sizes) == max(sizes[:20]) < 1 << 20
+
+
+def test_an_index_is_searched_once(tmp_path: Path, retriever: Retriever, encoder) -> None:
+    folder = retriever.save(tmp_path / "index")
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(RestillError, match="link and .*index are the same index"):
+        Retriever.open([folder, tmp_path / "link"], encoder)
+
+
+def test_a_copy_searches_in_its_own_mode(retriever: Retriever, make_encoder) -> None:
+    plain = retriever.search(["Tarn"])[0]
+    sparse = retriever.model_copy(update={"mode": "sparse", "k": 1})
+    assert asyncio.run(sparse.asearch("Tarn")) == sparse.search(["Tarn"])[0] != plain[:1]
+    assert asyncio.run(copy.copy(retriever).asearch("Tarn")) == asyncio.run(retriever.asearch("Tarn")) == plain
+    for update, words in (({"mode": "best"}, "unknown mode"), ({"encoder": make_encoder(name="other")}, "built with")):
+        with pytest.raises(RestillError, match=words):
+            retriever.model_copy(update=update)
 
 
 def test_from_path_says_what_it_left_out(tmp_path: Path, encoder) -> None:
