@@ -61,6 +61,7 @@ def repair(index: Index, embed: Callable[[list[Chunk]], np.ndarray]) -> list[str
             chunks=store.select("SELECT count(*) FROM chunks")[0][0],
             contents=f"{sum(digests) % (1 << 256):x}",
             faiss=None,
+            purged=meta["generation"] + 1,
         )
         connection.execute("DELETE FROM deleted")
     index.view = View.open(index.folder, index.view.dense.threads)

@@ -221,10 +221,9 @@ class Index:
                 # Else another writer was faster, and took our file for one left by a crash perhaps.
                 there = record is None or (self.folder / record["name"]).exists()
                 if there and self.writer.meta().get("faiss") == view.meta.get("faiss"):
-                    self.writer.set_meta(faiss=record, kind=kind or self.kind)
-                    self.writer.connection.execute(
-                        "DELETE FROM deleted WHERE generation <= ?", [view.meta["generation"]]
-                    )
+                    purged = view.meta["generation"]
+                    self.writer.set_meta(faiss=record, kind=kind or self.kind, purged=purged)
+                    self.writer.connection.execute("DELETE FROM deleted WHERE generation <= ?", [purged])
             self.remove_orphans()
             self.refresh()
 

@@ -74,7 +74,8 @@ class View:
         if same and not anyway:
             store.close()
             return self
-        if meta.get("faiss") != self.meta.get("faiss"):
+        # What was deleted up to ``purged`` is listed no more; without a FAISS file nothing else tells.
+        if meta.get("faiss") != self.meta.get("faiss") or meta.get("purged", 0) > self.meta["generation"]:
             store.close()
             return View.open(self.folder, self.dense.threads)
         dense = self._caught_up(store, meta, self.dense, since=self.meta["generation"])

@@ -200,6 +200,21 @@ def test_readers_keep_their_file_while_another_is_written(tmp_path: Path, index:
     assert len(list(folder.glob("*.faiss"))) == 1 and reader.check() == []
 
 
+@pytest.mark.parametrize("how", ["compact", "repair"])
+def test_a_reader_forgets_what_an_emptied_index_had(tmp_path: Path, encoder, how: str) -> None:
+    writer = create_index(tmp_path / "index", "hashing", encoder)
+    put(writer, DOCUMENTS, encoder)
+    reader = Index.open(writer.folder)
+    assert reader.view.meta["faiss"] is None and len(reader.view.dense) > 0
+    writer.write([], delete=[document.id for document in DOCUMENTS])
+    if how == "compact":
+        writer.compact()
+    else:
+        assert writer.repair(lambda chunks: embed(chunks, encoder)) == []
+    put(writer, [Document(id="new", text="something else")], encoder)
+    assert reader.refresh() and reader.view.dense.rows.tolist() == writer.view.dense.rows.tolist()
+
+
 def test_compaction_comes_when_a_fifth_is_stale(tmp_path: Path, index: Index, encoder) -> None:
     opened = Index.open(index.save(tmp_path / "index"))
     file = opened.view.meta["faiss"]["name"]
