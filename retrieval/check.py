@@ -25,11 +25,12 @@ _SHOWN = 5
 
 
 def check(index: Index) -> list[str]:
-    """Everything that does not agree, a sentence each; empty for a sound index. Reads all of it.
+    """Everything that does not agree, a sentence each; empty for a sound index. Reads all of it, as of one moment.
 
     SQLite's own structures; documents and passages against their hashes; vectors against theirs; the terms of
     filters and the counts; the sparse index; the FAISS file's SHA-256, rows and vectors. A file that a crash
-    left and nobody refers to is no disagreement: `repair` and the next compaction remove it.
+    left and nobody refers to is no disagreement: `repair` and the next compaction remove it. FTS5 can only check itself
+    where it may write; elsewhere, or while another writer holds the store for long, a sentence says that this was left.
     """
     return [f"{index.folder}: {problem}" for problem in _problems(index)]
 
@@ -90,7 +91,7 @@ def _repair_vectors(index: Index, embed: Callable[[list[Chunk]], np.ndarray]) ->
 
 
 def _problems(index: Index) -> Iterator[str]:
-    view = View.open(index.folder, derived=False)
+    view, there, problem = _at_one_moment(index)
     store = view.store
     try:
         found = [text for (text,) in store.select("PRAGMA integrity_check(10)")]
@@ -101,7 +102,7 @@ def _problems(index: Index) -> Iterator[str]:
         return
     yield from _documents(view)
     yield from _vectors(view)
-    yield from _sparse(index, view)
+    yield from _sparse(view, there, problem)
     yield from _faiss(index, view)
 
 
@@ -162,12 +163,22 @@ def _vectors(view: View) -> Iterator[str]:
         yield f"{len(damaged)} vectors do not have their hash: rows {_some(damaged)}"
 
 
-def _sparse(index: Index, view: View) -> Iterator[str]:
+def _at_one_moment(index: Index) -> tuple[View, set[int], str | None]:
+    """The store, the rows in its sparse index at the same moment, and what is wrong with that or was not checked."""
+    view = None
     try:
-        with index.writer.transaction():
-            there = sparse.check(index.writer.connection)
-    except RestillError as error:
-        yield str(error)
+        with index.writer.transaction():  # others commit before or after
+            view = View.open(index.folder, derived=False)
+            return view, sparse.check(index.writer.connection), None
+    except (RestillError, sqlite3.Error) as error:
+        if view is not None:
+            return view, set(), str(error)
+        return View.open(index.folder, derived=False), set(), f"the sparse index was not checked: {error}"
+
+
+def _sparse(view: View, there: set[int], problem: str | None) -> Iterator[str]:
+    if problem is not None:
+        yield problem
         return
     live = {row for (row,) in view.store.select("SELECT row FROM chunks")}
     if there != live:
@@ -181,7 +192,11 @@ def _faiss(index: Index, view: View) -> Iterator[str]:
     try:
         base, record = faiss_file.read(index.folder, recorded, whole=True)
     except FileNotFoundError as error:
-        yield f"{error.filename} is missing"
+        now = View.open(index.folder, derived=False)
+        if now.meta["faiss"] == recorded:
+            yield f"{error.filename} is missing"
+        else:  # compaction put another in its place meanwhile
+            yield from _faiss(index, now)
         return
     except RestillError as error:
         yield str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -165,6 +166,8 @@ def read(folder: Path, recorded: Mapping[str, Any], *, whole: bool = False) -> t
         # This flag maps flat, IVF and HNSW alike; plain IO_FLAG_MMAP maps inverted lists only (FAISS 1.15).
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
     except RuntimeError as error:
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
         raise RestillError(f"{path}: cannot be read by FAISS ({error}); run `restill index --repair`") from error
     if not isinstance(index, faiss.IndexIDMap) or index.ntotal != record.vectors:
         raise RestillError(f"{path}: holds another index than was recorded; run `restill index --repair`")

@@ -88,21 +88,27 @@ class Store:
         """What is committed now, for reading; writers go on, and keep what it sees until it is closed.
 
         Raises:
-            RestillError: there is no store, or it is damaged.
+            RestillError: there is no store, it is damaged, or where nothing can be written it has an unread log.
         """
         uri = f"{path.absolute().as_uri()}?mode=ro"
-        store = cls(_connect(uri))
         try:
-            store._begin_reading()
-        except sqlite3.OperationalError as error:
-            # Shared memory cannot be made on a read-only medium; nor can anyone write there.
-            if "unable to open" not in str(error) and "readonly" not in str(error):
-                raise RestillError(f"{path}: {error}") from error
-            store = cls(_connect(f"{uri}&immutable=1"))
-            store._begin_reading()
+            try:
+                return cls(_connect(uri))._reading()
+            except sqlite3.OperationalError as error:
+                # Shared memory cannot be made on a read-only medium; nor can anyone write there.
+                if "unable to open" not in str(error) and "readonly" not in str(error):
+                    raise
+                log = path.with_name(f"{path.name}-wal")
+                if log.exists() and log.stat().st_size:
+                    raise RestillError(
+                        f"{path}: {error}; {log.name} holds changes that can only be read where the folder can be "
+                        "written: open the index there once, or copy the folder to such a place"
+                    ) from error
+                return cls(_connect(f"{uri}&immutable=1"))._reading()
+        except (sqlite3.OperationalError, OSError) as error:
+            raise RestillError(f"{path}: {error}") from error
         except sqlite3.DatabaseError as error:
             raise RestillError(f"{path}: is no store, or damaged ({error}); restore it or build it again") from error
-        return store
 
     @classmethod
     def _writing(cls, connection: sqlite3.Connection, durable: bool) -> Store:
@@ -110,9 +116,10 @@ class Store:
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
         return cls(connection)
 
-    def _begin_reading(self) -> None:
+    def _reading(self) -> Store:
         self.connection.execute("BEGIN")
         self.connection.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()
+        return self
 
     def copy_to(self, path: Path) -> None:
         """Write what this connection sees to a new file, flushed to the disk."""

@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sqlite3
+import threading
 from pathlib import Path
 
+import faiss
 import pytest
 
 from restill.models.errors import RestillError
+from restill.retrieval import faiss_file
 from restill.retrieval.build import build_index, create_index, embed, put
 from restill.retrieval.index import Index, is_index
 from restill.retrieval.types import Document
+from restill.retrieval.view import View
 
 DOCUMENTS = [
     Document(id=f"d{n}", title=f"Title {n}", text=f"Text number {n}. " * 30, metadata={"n": n, "é": None})
@@ -159,6 +164,23 @@ def test_a_broken_store_is_named(tmp_path: Path, index: Index) -> None:
         Index.open(tmp_path / "index")
 
 
+def test_where_nothing_can_be_written_a_log_is_not_passed_over(tmp_path: Path, index: Index, encoder) -> None:
+    opened = Index.open(index.save(tmp_path / "index"))
+    put(opened, [Document(id="new", text="something else")], encoder)
+    for name, left_out in (("with", "nothing"), ("without", "store.db-wal")):
+        copy = shutil.copytree(opened.folder, tmp_path / name, ignore=shutil.ignore_patterns("*-shm", left_out))
+        (copy / "store.db-shm").symlink_to("nowhere/shm")  # so not even root can make the shared memory
+    with pytest.raises(RestillError, match=r"unable to open.*store.db-wal holds changes"):
+        Index.open(tmp_path / "with")
+    assert Index.open(tmp_path / "without").fingerprint == index.fingerprint
+    (unchecked,) = Index.open(tmp_path / "without").check()
+    assert "the sparse index was not checked: unable to open" in unchecked
+    store = tmp_path / "without" / "store.db"
+    store.write_bytes(store.read_bytes()[:100] + bytes(8092))
+    with pytest.raises(RestillError, match=r"store\.db: is no store, or damaged"):
+        Index.open(tmp_path / "without")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -213,6 +235,51 @@ def test_a_reader_forgets_what_an_emptied_index_had(tmp_path: Path, encoder, how
         assert writer.repair(lambda chunks: embed(chunks, encoder)) == []
     put(writer, [Document(id="new", text="something else")], encoder)
     assert reader.refresh() and reader.view.dense.rows.tolist() == writer.view.dense.rows.tolist()
+
+
+def test_checking_while_another_writes_finds_nothing_wrong(tmp_path: Path, index: Index, encoder, monkeypatch) -> None:
+    opened, other = (Index.open(folder) for folder in [index.save(tmp_path / "index")] * 2)
+    threads, view = [], View.open
+
+    def then_write(*args, **options):
+        found = view(*args, **options)
+        documents = [Document(id=str(len(threads)), text="something else")]
+        threads.append(threading.Thread(target=put, args=(other, documents, encoder)))
+        threads[-1].start()
+        threads[-1].join(0.3)  # or it waits for the check
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("restill.retrieval.check.View.open", then_write)
+        assert opened.check() == []
+    threads[0].join()
+    assert opened.refresh() and len(opened.view.dense) == len(index) + len(threads) == len(index) + 1
+
+
+def test_checking_while_another_compacts_finds_nothing_wrong(tmp_path: Path, index: Index, monkeypatch) -> None:
+    opened, other = (Index.open(folder) for folder in [index.save(tmp_path / "index")] * 2)
+    read = faiss_file.read
+
+    def late(*args, **options):
+        monkeypatch.setattr(faiss_file, "read", read)
+        other.compact("hnsw")
+        return read(*args, **options)
+
+    monkeypatch.setattr(faiss_file, "read", late)
+    assert opened.check() == [] and opened.refresh() and opened.kind == "hnsw"
+
+
+def test_a_file_that_goes_while_it_is_read_is_looked_up_again(tmp_path: Path, index: Index, monkeypatch) -> None:
+    folder = index.save(tmp_path / "index")
+    other, read = Index.open(folder), faiss.read_index
+
+    def late(*args):
+        monkeypatch.setattr(faiss, "read_index", read)
+        other.compact("hnsw")  # after the hash of the old file was compared
+        return read(*args)
+
+    monkeypatch.setattr(faiss, "read_index", late)
+    assert Index.open(folder).view.dense.kind == "hnsw"
 
 
 def test_compaction_comes_when_a_fifth_is_stale(tmp_path: Path, index: Index, encoder) -> None:
