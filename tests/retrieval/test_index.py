@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from restill.models.errors import RestillError
 from restill.retrieval import faiss_file
 from restill.retrieval.build import build_index, create_index, embed, put
 from restill.retrieval.index import Index, is_index
+from restill.retrieval.store import Store
 from restill.retrieval.types import Document
 from restill.retrieval.view import View
 
@@ -90,9 +92,32 @@ def test_a_full_disk_leaves_the_old_index(tmp_path: Path, encoder, index: Index,
     real = getattr(os, failing)
     with monkeypatch.context() as patch:
         patch.setattr(os, failing, full)
+        patch.setattr("restill.retrieval.index._exchanged", lambda one, other: False)  # two renames
         with pytest.raises(RestillError, match="cannot write .*No space left"):
             build_index(DOCUMENTS[:1], encoder)[0].save(folder)
     assert Index.open(folder).fingerprint == index.fingerprint and os.listdir(tmp_path) == ["index"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is of Linux")
+def test_at_no_moment_of_replacing_is_there_no_index(tmp_path: Path, encoder, index: Index, monkeypatch) -> None:
+    folder = index.save(tmp_path / "index")
+
+    def two_steps(*args: object) -> None:
+        raise AssertionError("between two renames nothing would be there")
+
+    monkeypatch.setattr(os, "rename", two_steps)
+    build_index(DOCUMENTS[:1], encoder)[0].save(folder)
+    assert {chunk.doc_id for chunk in chunks(Index.open(folder))} == {"d0"} and os.listdir(tmp_path) == ["index"]
+
+
+def test_an_error_of_the_store_while_saving_is_named(tmp_path: Path, index: Index, monkeypatch) -> None:
+    def full(store: Store, path: Path) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Store, "copy_to", full)
+    with pytest.raises(RestillError, match="cannot write the index .*disk is full"):
+        index.save(tmp_path / "index")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
