@@ -10,7 +10,7 @@ from ..models.errors import RestillError
 from .filters import Where
 from .pipeline import FirstStage, Ranked, Settings, hops, hybrid
 from .types import Encoder, titled
-from .view import Found, Snapshot
+from .view import Allowed, Found, Snapshot
 
 Mode = Literal["dense", "sparse", "hybrid", "hops"]
 """``dense``: cosine of passage vectors. ``sparse``: BM25. ``hybrid``: their weighted sum, by document. ``hops``: what
@@ -52,13 +52,14 @@ def search(
 ) -> Found:
     """The ``k`` best (row, score) of each query. ``hybrid`` and ``hops`` give one passage of each document."""
 
+    allowed = snapshot.allowed(where)
     embed = getattr(encoder, "encode_queries", encoder.encode)
 
     def dense(texts: Sequence[str], depth: int) -> Found:
-        return snapshot.search_dense(embed(texts), depth, where)
+        return snapshot.search_dense(embed(texts), depth, allowed)
 
     def sparse(texts: Sequence[str], depth: int) -> Found:
-        return snapshot.search_sparse(texts, depth, where)
+        return snapshot.search_sparse(texts, depth, allowed)
 
     if mode == "dense":
         return dense(queries, k)
@@ -66,7 +67,7 @@ def search(
         return sparse(queries, k)
     settings = settings or Settings()
     check_k(mode, k, settings)
-    stage = _first_stage(snapshot, dense, sparse, where)
+    stage = _first_stage(snapshot, dense, sparse, allowed)
     ranked: Sequence[Sequence[Ranked]]
     if mode == "hybrid":
         ranked = hybrid(queries, stage, settings)
@@ -79,10 +80,10 @@ def _first_stage(
     snapshot: Snapshot,
     dense: Callable[[Sequence[str], int], Found],
     sparse: Callable[[Sequence[str], int], Found],
-    where: Where | None,
+    allowed: Allowed | None,
 ) -> FirstStage:
     documents: dict[int, str] = {}
-    allowed = None if where is None else frozenset(snapshot.allowed(where).tolist())
+    passing = None if allowed is None else frozenset(snapshot.joined(allowed).tolist())
 
     def known(found: Found) -> Found:
         """Look up the documents of all that was found at once."""
@@ -92,7 +93,7 @@ def _first_stage(
 
     @cache
     def rows(doc_id: str) -> list[int]:
-        return [row for row in snapshot.rows_of(doc_id) if allowed is None or row in allowed]
+        return [row for row in snapshot.rows_of(doc_id) if passing is None or row in passing]
 
     def text(row: int) -> str:
         (chunk,) = snapshot.chunks_at([row])

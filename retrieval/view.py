@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 STORE = "store.db"
 Found = list[list[tuple[int, float]]]
 """For each query the (row, score) found, best first."""
+
+Allowed = list[np.ndarray]
+"""The rows of each shard that a search may return, int64, by the shard's own numbers."""
 
 _SHARD_BITS = 40
 _ROW = (1 << _SHARD_BITS) - 1
@@ -116,14 +120,18 @@ class Snapshot:
 
     def __init__(self, views: Sequence[View]) -> None:
         self.views = tuple(views)
+        self._lock = threading.Lock()  # from Python 3.12 on, cached_property has none
+        self._graph: DocumentGraph | None = None
 
-    def search_dense(self, vectors: np.ndarray, k: int, where: Where | None = None) -> Found:
+    def search_dense(self, vectors: np.ndarray, k: int, allowed: Allowed | None = None) -> Found:
         """The ``k`` nearest (row, cosine) of each vector f32 [B, dim], equal scores in the order of rows."""
-        return self._merged([view.dense.search(vectors, k, allowed) for view, allowed in self._allowed(where)], k)
+        shards = zip(self.views, allowed or [None] * len(self.views), strict=True)
+        return self._merged([view.dense.search(vectors, k, rows) for view, rows in shards], k)
 
-    def search_sparse(self, queries: Sequence[str], k: int, where: Where | None = None) -> Found:
+    def search_sparse(self, queries: Sequence[str], k: int, allowed: Allowed | None = None) -> Found:
         """The ``k`` best (row, BM25) of each query. A shard's word statistics are its own."""
-        return self._merged([view.search_sparse(queries, k, allowed) for view, allowed in self._allowed(where)], k)
+        shards = zip(self.views, allowed or [None] * len(self.views), strict=True)
+        return self._merged([view.search_sparse(queries, k, rows) for view, rows in shards], k)
 
     def chunks_at(self, rows: Sequence[int]) -> list[Chunk]:
         """The passages of ``rows``, in this order."""
@@ -152,12 +160,16 @@ class Snapshot:
         total = sum(int(view.meta["contents"], 16) for view in self.views) % (1 << 256)
         return hashlib.sha256(f"{self.views[0].meta['encoder_fingerprint']} {total:x}".encode()).hexdigest()
 
-    @cached_property
+    @property
     def graph(self) -> DocumentGraph:
-        """The links between the documents; reads all of them."""
+        """The links between the documents; reads all of them, once, however many threads ask."""
         from .hops import DocumentGraph
 
-        return DocumentGraph.build(itertools.chain.from_iterable(view.store.all_documents() for view in self.views))
+        with self._lock:
+            if self._graph is None:
+                documents = itertools.chain.from_iterable(view.store.all_documents() for view in self.views)
+                self._graph = DocumentGraph.build(documents)
+            return self._graph
 
     def documents_of(self, rows: Sequence[int]) -> dict[int, str]:
         """The document id of each of ``rows``."""
@@ -182,12 +194,31 @@ class Snapshot:
             for (row,) in view.store.select(statement, [doc_id])
         ]
 
-    def allowed(self, where: Where) -> np.ndarray:
-        """The rows that pass ``where``, int64."""
-        parts = [
-            rows | shard << _SHARD_BITS for shard, (_, rows) in enumerate(self._allowed(where)) if rows is not None
-        ]
-        return np.concatenate(parts)
+    def allowed(self, where: Where | None) -> Allowed | None:
+        """The rows that pass ``where``, None without one. Takes long for a function: call it once a search.
+
+        Raises:
+            RestillError: ``where`` names a key that no document has; one that only some shards have is no error.
+        """
+        if where is None:
+            return None
+        found: list[np.ndarray] = []
+        unknown: list[RestillError] = []
+        for view in self.views:
+            try:
+                rows = view.allowed(where)
+                assert rows is not None
+                found.append(rows)
+            except RestillError as error:
+                unknown.append(error)
+                found.append(np.empty(0, np.int64))
+        if len(unknown) == len(self.views):
+            raise unknown[0]
+        return found
+
+    def joined(self, allowed: Allowed) -> np.ndarray:
+        """``allowed`` as rows of all shards, int64."""
+        return np.concatenate([rows | shard << _SHARD_BITS for shard, rows in enumerate(allowed)])
 
     def resolve_title(self, title: str) -> list[str]:
         """Ids of all documents with this title; if none has it, of those that differ in case or spacing."""
@@ -200,20 +231,6 @@ class Snapshot:
             if title and found:
                 return list(dict.fromkeys(found))
         return []
-
-    def _allowed(self, where: Where | None) -> list[tuple[View, np.ndarray | None]]:
-        """Each shard's rows; a key that only some shards have is no error."""
-        found: list[tuple[View, np.ndarray | None]] = []
-        unknown: list[RestillError] = []
-        for view in self.views:
-            try:
-                found.append((view, view.allowed(where)))
-            except RestillError as error:
-                unknown.append(error)
-                found.append((view, np.empty(0, np.int64)))
-        if len(unknown) == len(self.views):
-            raise unknown[0]
-        return found
 
     @staticmethod
     def _merged(shards: list[Found], k: int) -> Found:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from restill.models.errors import RestillError
 from restill.retrieval.align import AlignedEncoder, Alignment
+from restill.retrieval.hops import DocumentGraph
 from restill.retrieval.modes import MODES
 from restill.retrieval.rerank import LateInteraction
 from restill.retrieval.retriever import Retriever
-from restill.retrieval.types import Document, Encoder, Hit
+from restill.retrieval.types import Chunk, Document, Encoder, Hit
 
 
 def document(name: str, title: str, text: str) -> Document:
@@ -55,6 +58,32 @@ def test_a_filter_holds_in_every_mode(mode: str, encoder: Encoder) -> None:
     retriever = Retriever.from_documents(DOCUMENTS, encoder, k=9, mode=mode)
     hits = retriever.search([QUESTION], where={"kind": ["other", "town"]})[0]
     assert hits and set(found(hits)) <= {"town", *(f"other{i}" for i in range(5))}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_function_is_asked_once_for_every_passage(mode: str, encoder: Encoder) -> None:
+    retriever, asked = Retriever.from_documents(DOCUMENTS, encoder, k=9, mode=mode), []
+
+    def where(chunk: Chunk) -> bool:
+        asked.append(chunk.doc_id)
+        return chunk.doc_id != "town"
+
+    assert "town" not in found(retriever.search([QUESTION], where=where)[0])
+    assert asked == [document.id for document in DOCUMENTS]
+
+
+def test_threads_that_want_the_graph_at_once_build_it_once(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot, build, built = Retriever.from_documents(DOCUMENTS, encoder).snapshot, DocumentGraph.build, []
+
+    def slow(documents: Iterable[Document]) -> DocumentGraph:
+        time.sleep(0.05)
+        built.append(build(documents))
+        return built[-1]
+
+    monkeypatch.setattr(DocumentGraph, "build", slow)
+    with ThreadPoolExecutor(4) as pool:
+        graphs = [future.result() for future in [pool.submit(lambda: snapshot.graph) for _ in range(4)]]
+    assert len(built) == 1 and all(graph is built[0] for graph in graphs)
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "hops"])
