@@ -22,8 +22,8 @@ _BLAS_FROM = 20
 """From so many queries FAISS multiplies matrices, which is 25 times as fast but knows no filter."""
 
 _BLAS_WORK = 4_000
-# FAISS 1.15 does so from queries x dimensions of 128,000 on; here it pays from 16 queries of 384 (64 queries over 100,000
-# vectors: 27 instead of 156 ms). Earlier versions count queries alone.
+# FAISS 1.15 does so from queries x dimensions of 128,000 on; here it pays from 16 queries of 384 (64 of them over
+# 100,000 vectors: 27 instead of 156 ms). Earlier versions count queries alone.
 faiss.cvar.distance_compute_blas_threshold = min(_BLAS_WORK, faiss.cvar.distance_compute_blas_threshold)
 
 _DROPPED, _COPIED = 1_000, 200_000
