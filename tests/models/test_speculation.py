@@ -246,9 +246,9 @@ def test_guessed_draws_of_a_real_model_have_its_distribution(smollm2: Checkpoint
         return np.asarray(jax.nn.softmax(forward(smollm2.config, smollm2.params, sequence)[0, -1])).astype(float)
 
     first = following()
-    joint = {(a, b): first[a] * p for a in np.argsort(-first)[:8].tolist() for b, p in enumerate(following(a))}
-    bins = [pair for pair, p in joint.items() if p * seeds >= 8]
+    joint = {(a, b): first[a] * p for a in np.argsort(-first)[:40].tolist() for b, p in enumerate(following(a))}
+    bins = [pair for pair, p in joint.items() if p * seeds >= 5]
     counts = [sum(completion.tokens[:2] == pair for completion in done) for pair in bins]
     expected = [joint[pair] * seeds for pair in bins]
-    assert len(bins) > 5
+    assert len(bins) > 4, bins
     assert chisquare([*counts, seeds - sum(counts)], [*expected, seeds - sum(expected)]).pvalue > 1e-3
