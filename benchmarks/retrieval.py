@@ -1,10 +1,10 @@
-"""How fast is retrieval? restill beside plain FAISS, LangChain's FAISS store and transformers, in turns, in one run.
+"""How good and fast is retrieval? restill beside bm25s, plain FAISS, LangChain's store and transformers, in one run.
 
     pip install -e '.[bench]' && python benchmarks/retrieval.py DATA
 
 ``DATA`` holds ``hotpotqa/corpus.jsonl`` and ``dev200.jsonl``. Vectors beyond the collection's own are its sentences'
-plus noise (stated). Keyword search and the modes' quality have benchmarks of their own (``sparse.py``, ``hops.py``); a
-million vectors too (``million.py``).
+plus noise (stated). Keyword search, the parts of each mode and a million vectors have benchmarks of their own
+(``sparse.py``, ``hops.py``, ``million.py``).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from restill.models.checkpoint.pull import pull
 from restill.models.encoder import TextEncoder
 from restill.retrieval.dense import DenseIndex
 from restill.retrieval.metrics import score
+from restill.retrieval.modes import MODES
 from restill.retrieval.retriever import Retriever
 from restill.retrieval.types import Document
 
@@ -171,13 +172,19 @@ def progress(what: str) -> None:
 def stores(
     documents: Sequence[Document], questions: Sequence[Any], encoder: TextEncoder, rounds: int
 ) -> dict[str, float]:
-    """Quality and speed of whole searches, encoding included: LangChain's FAISS store, MiniLM alone, restill's best."""
+    """Quality and speed of whole searches, encoding included, all with the same vectors.
+
+    bm25s takes title and text with Lucene's method and Snowball's stemmer; MiniLM alone on plain FAISS, and LangChain's
+    store on it; restill's four modes.
+    """
+    import bm25s
+    import Stemmer
     from langchain_community.docstore.in_memory import InMemoryDocstore
     from langchain_community.vectorstores import FAISS
     from langchain_core.documents import Document as Page
 
     retriever = Retriever.from_documents(documents, encoder, k=10)
-    best = Retriever(indexes=retriever.indexes, encoder=encoder, k=10, mode="hops")
+    modes = {m: Retriever(indexes=retriever.indexes, encoder=encoder, k=10, mode=m) for m in MODES}
     chunks = list(retriever.chunks)
     pages = {str(i): Page(page_content=chunk.text, metadata={"doc": chunk.doc_id}) for i, chunk in enumerate(chunks)}
     store = FAISS(
@@ -185,13 +192,27 @@ def stores(
         {i: str(i) for i in range(len(chunks))},
     )  # fmt: skip
     (view,) = retriever.snapshot.views
-    store.index.add(view.store.vectors(retriever.snapshot.rows, encoder.dim))  # the same vectors
+    plain = faiss.IndexFlatIP(encoder.dim)
+    for index in (store.index, plain):
+        index.add(view.store.vectors(retriever.snapshot.rows, encoder.dim))
+    stemmer, keywords = Stemmer.Stemmer("english"), bm25s.BM25(method="lucene", k1=1.2, b=0.75)
+
+    def words(pages: Sequence[str]) -> Any:
+        return bm25s.tokenize(list(pages), stopwords="en", stemmer=stemmer, show_progress=False)
+
+    keywords.index(words([f"{chunk.title} {chunk.text}" for chunk in chunks]), show_progress=False)
+
+    def by_keywords(text: str) -> list[str]:
+        return [chunks[i].doc_id for i in keywords.retrieve(words([text]), k=10, show_progress=False)[0][0]]
+
     texts = [question.question for question in questions]
     systems: dict[str, Callable[[str], list[str]]] = {
+        "bm25s": by_keywords,
+        "MiniLM, plain FAISS": lambda text: [chunks[i].doc_id for i in plain.search(encoder.encode([text]), 10)[1][0]],
         "LangChain FAISS": lambda text: [page.metadata["doc"] for page in store.similarity_search(text, k=10)],
-        "restill dense": lambda text: [hit.chunk.doc_id for hit in retriever.search([text])[0]],
-        "restill hops": lambda text: [hit.chunk.doc_id for hit in best.search([text])[0]],
     }
+    for mode, one in modes.items():
+        systems[f"restill {mode}"] = lambda text, r=one: [hit.chunk.doc_id for hit in r.search([text])[0]]
     gold = [{i: 1.0 for title in q.gold_titles for i in retriever.resolve_title(title)} for q in questions]
     figures: dict[str, float] = {}
     for name, search in systems.items():
@@ -242,6 +263,7 @@ def main(
         "one search: LangChain's time over restill dense's": (
             "LangChain FAISS: one search, ms", "restill dense: one search, ms",
         ),
+        "one search: bm25s' time over restill sparse's": ("bm25s: one search, ms", "restill sparse: one search, ms"),
     }  # fmt: skip
     figures |= {name: figures[a] / figures[b] for name, (a, b) in ratios.items()}
     table = Table(title=f"{len(documents)} paragraphs, {len(vectors):,} vectors (noise {NOISE}); medians")
