@@ -49,6 +49,9 @@ def test_smollm2_has_the_logits_of_transformers_and_decodes_the_same_text(smollm
             np.testing.assert_allclose(logsumexp[:n], reference[f"logsumexp_{i}"], atol=1e-3)
             np.testing.assert_allclose(following[: n - 1], reference[f"next_logit_{i}"], atol=1e-3)
             np.testing.assert_allclose(logits[n - 1], reference[f"last_logits_{i}"], atol=1e-3)
+            logprobs = reference[f"next_logit_{i}"] - reference[f"logsumexp_{i}"][: n - 1]
+            ids = prompt.tolist()
+            np.testing.assert_allclose(engine.score(ids[:1], ids[1:]), logprobs, atol=1e-4)
         prompts = [reference[f"greedy_prompt_{j}"] for j in range(2)]
         wanted = [reference[f"greedy_{j}"].tolist() for j in range(2)]
     requests = [Request(prompt=tuple(p.tolist()), sampling=Sampling(max_tokens=64)) for p in prompts]
