@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import json
 import os
-import shutil
-import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..models.errors import RestillError
 from . import faiss_file
 from .faiss_file import checked_kind
+from .folder import MANIFEST, is_index, read_manifest, replacing, write_manifest
 from .store import Store
 from .types import Chunk
 from .view import STORE, Snapshot, View
 from .write import Entry, write
-
-FORMAT = "restill-index"
-VERSION = 2
-MANIFEST = "index.json"
 
 LOG_LIMIT = 32 << 20
 """Bytes of the write-ahead log from which it is written into the store and begun again."""
@@ -86,9 +77,9 @@ class Index:
             place = Path(os.path.abspath(folder))
             if place.exists() and (not place.is_dir() or any(place.iterdir())):
                 raise RestillError(f"{place} exists and is not empty; give a new folder, or remove it first")
-            with _replacing(place) as fresh:
+            with replacing(place) as fresh:
                 Store.create(fresh / STORE, meta).close()
-                _write_manifest(fresh, about)
+                write_manifest(fresh, about)
         return cls(place, View.open(place, threads), temporary)
 
     @classmethod
@@ -255,7 +246,7 @@ class Index:
             return folder
         if folder.exists() and not is_index(folder) and (not folder.is_dir() or any(folder.iterdir())):
             raise RestillError(f"{folder} exists and is no index; give a new folder, or remove it first")
-        with _replacing(folder) as fresh:
+        with replacing(folder) as fresh:
             self.view.store.copy_to(fresh / STORE)
             copy = Index(fresh, View.open(fresh, self.view.dense.threads))
             if copy.view.dense.stale or copy.view.meta["faiss"] is not None:
@@ -264,7 +255,7 @@ class Index:
                 copy.compact()
             copy.close()
             about = {"name": self.encoder, "fingerprint": self.encoder_fingerprint, "dim": self.dim}
-            _write_manifest(fresh, about)
+            write_manifest(fresh, about)
         return folder
 
     def close(self) -> None:
@@ -290,78 +281,3 @@ class Index:
         count = min(len(rows), 64 * faiss_file.clusters(len(rows)))
         drawn = np.sort(np.random.default_rng(0).choice(rows, count, replace=False))
         return np.concatenate([view.store.vectors(drawn[at : at + 8192], self.dim) for at in range(0, count, 8192)])
-
-
-def is_index(folder: str | os.PathLike[str]) -> bool:
-    """True if ``folder`` holds the manifest of an index, of whatever version."""
-    try:
-        return read_manifest(Path(folder), any_version=True)["format"] == FORMAT
-    except RestillError:
-        return False
-
-
-def read_manifest(folder: Path, *, any_version: bool = False) -> dict[str, Any]:
-    """The content of ``index.json``.
-
-    Raises:
-        RestillError: ``folder`` is no index, or (unless ``any_version``) one of another format version.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except OSError as error:
-        raise RestillError(f"{folder} is no index: {MANIFEST} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise RestillError(f"{folder} is no index: {MANIFEST} is no JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise RestillError(f"{folder} is no index: {MANIFEST} does not say format {FORMAT!r}")
-    if not any_version and manifest.get("version") != VERSION:
-        raise RestillError(
-            f"{folder}: index of format version {manifest.get('version')!r}, this restill reads {VERSION}; "
-            "build it again"
-        )
-    return manifest
-
-
-def _write_manifest(folder: Path, encoder: dict[str, Any]) -> None:
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        file.write(json.dumps({"format": FORMAT, "version": VERSION, "encoder": encoder}, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder beside ``folder``, which takes its place at the end; after an error nothing has changed.
-
-    On Linux the two change places in one step. Elsewhere there is a moment without: after a kill just then, the
-    folder from before is ``old`` in the hidden folder ``.name.*`` beside it.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            fresh, old = work / "new", work / "old"
-            fresh.mkdir()
-            yield fresh
-            if not folder.exists() or not _exchanged(fresh, folder):
-                if folder.exists():
-                    os.rename(folder, old)
-                try:
-                    os.rename(fresh, folder)
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        os.rename(old, folder)
-                    raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    except (OSError, sqlite3.Error) as error:
-        raise RestillError(f"cannot write the index {folder}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _exchanged(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step (Linux: renameat2(2), RENAME_EXCHANGE); False where this cannot be."""
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    try:
-        return ctypes.CDLL(None).renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
-    except (AttributeError, OSError, TypeError):  # another system, or another C library
-        return False

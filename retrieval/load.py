@@ -17,8 +17,8 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 from ..models.errors import RestillError
 from .decode import UnreadableFile
+from .folder import is_index
 from .formats import COLLECTIONS, READERS, LoadOptions, read_document
-from .index import is_index
 from .records import Records, read_csv, read_jsonl
 from .types import Document
 

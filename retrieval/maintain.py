@@ -11,7 +11,8 @@ from typing import Any
 from ..models.errors import RestillError
 from .build import DEFAULT_ENCODER, Changes, create_index, embed, load_encoder, put
 from .faiss_file import advise, checked_kind
-from .index import VERSION, Index, is_index, read_manifest
+from .folder import VERSION, is_index, read_manifest
+from .index import Index
 from .load import LoadReport, load
 from .types import Encoder
 

@@ -17,8 +17,9 @@ from . import modes
 from .batching import MicroBatcher
 from .build import DEFAULT_ENCODER, Changes, as_documents, build_index, encoder_name, load_encoder, put
 from .filters import Where
+from .folder import is_index
 from .hops import WEIGHTS
-from .index import Index, is_index
+from .index import Index
 from .load import load
 from .modes import Mode
 from .rerank import rerank

@@ -17,7 +17,8 @@ import pytest
 from restill.models.errors import RestillError
 from restill.retrieval import faiss_file
 from restill.retrieval.build import build_index, create_index, embed, put
-from restill.retrieval.index import Index, is_index
+from restill.retrieval.folder import is_index
+from restill.retrieval.index import Index
 from restill.retrieval.store import Store
 from restill.retrieval.types import Document
 from restill.retrieval.view import View
@@ -92,7 +93,7 @@ def test_a_full_disk_leaves_the_old_index(tmp_path: Path, encoder, index: Index,
     real = getattr(os, failing)
     with monkeypatch.context() as patch:
         patch.setattr(os, failing, full)
-        patch.setattr("restill.retrieval.index._exchanged", lambda one, other: False)  # two renames
+        patch.setattr("restill.retrieval.folder._exchanged", lambda one, other: False)  # two renames
         with pytest.raises(RestillError, match="cannot write .*No space left"):
             build_index(DOCUMENTS[:1], encoder)[0].save(folder)
     assert Index.open(folder).fingerprint == index.fingerprint and os.listdir(tmp_path) == ["index"]
