@@ -12,7 +12,7 @@ import numpy as np
 
 from ..models.errors import RestillError
 from . import faiss_file, filters, sparse
-from .dense import stored_vectors
+from .exact import stored_vectors
 from .store import Store
 from .types import Chunk, Document
 from .view import View

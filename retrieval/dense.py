@@ -10,24 +10,8 @@ import faiss
 import numpy as np
 
 from ..models.errors import RestillError
+from .exact import DIGITS, Nearest, marked, nearest, none_found, passing_places, stored_vectors
 from .faiss_file import Kind
-
-_SPARE = 8
-"""Neighbours fetched beyond ``k``, to see whether there are ties at the k-th place."""
-
-_DIGITS = 5
-"""Decimals of a score that count: the last bits of a float sum depend on how queries are batched."""
-
-_BLAS_FROM = 20
-"""From so many queries FAISS multiplies matrices, which is 25 times as fast but knows no filter."""
-
-_BLAS_WORK = 4_000
-# FAISS 1.15 does so from queries x dimensions of 128,000 on; here it pays from 16 queries of 384 (64 of them over
-# 100,000 vectors: 27 instead of 156 ms). Earlier versions count queries alone.
-faiss.cvar.distance_compute_blas_threshold = min(_BLAS_WORK, faiss.cvar.distance_compute_blas_threshold)
-
-_DROPPED, _COPIED = 1_000, 200_000
-"""A batch whose filter leaves out so few rows is searched without it; one that few enough pass, on a copy of them."""
 
 _FEW = 10_000
 """Up to so many rows that pass a filter are compared one by one, whatever the kind."""
@@ -40,9 +24,6 @@ EF_SEARCH = 128
 
 Vectors = Callable[[np.ndarray], np.ndarray]
 """Rows int64 [N] to their vectors f32 [N, dim]."""
-
-_Found = tuple[np.ndarray, np.ndarray]
-"""Scores f64 [B, F] and rows int64 [B, F]; -inf and -1 where there are fewer than F."""
 
 
 def set_threads(threads: int | None) -> int:
@@ -147,8 +128,8 @@ class DenseIndex:
         if new._tail_dead is not None:
             new._tail_dead = np.concatenate([new._tail_dead, np.zeros(len(rows), bool)])
         if removed is not None and len(removed):
-            new._base_dead = _marked(new._base_rows, new._base_dead, removed)
-            new._tail_dead = _marked(new._tail_rows, new._tail_dead, removed)
+            new._base_dead = marked(new._base_rows, new._base_dead, removed)
+            new._tail_dead = marked(new._tail_rows, new._tail_dead, removed)
         return new
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> list[list[tuple[int, float]]]:
@@ -174,17 +155,17 @@ class DenseIndex:
             for query, best in enumerate(order)
         ]
 
-    def _search_tail(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> _Found:
-        mask = _mask(self._tail_rows, self._tail_dead, allowed)
-        return _exact(queries, self._tail.vectors[: self._length], self._tail_rows, k, mask)
+    def _search_tail(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Nearest:
+        mask = passing_places(self._tail_rows, self._tail_dead, allowed)
+        return nearest(queries, self._tail.vectors[: self._length], self._tail_rows, k, mask)
 
-    def _search_base(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> _Found:
+    def _search_base(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Nearest:
         rows, inner = self._base_rows, self._inner
         if inner is None or not len(rows):
-            return _nothing(len(queries))
-        mask = _mask(rows, self._base_dead, allowed)
+            return none_found(len(queries))
+        mask = passing_places(rows, self._base_dead, allowed)
         if self.kind == "flat":
-            return _exact(queries, stored_vectors(inner, self.kind), rows, k, mask)
+            return nearest(queries, stored_vectors(inner, self.kind), rows, k, mask)
         passing = len(rows) if mask is None else int(np.count_nonzero(mask))
         wanted = min(passing, k if self.kind == "hnsw" else _OVERSAMPLE * k)
         if passing > _FEW or mask is None:
@@ -193,10 +174,10 @@ class DenseIndex:
                 return self._rescored(queries, places)
         # Few pass, or the graph lost some of them: compare them all.
         places = np.arange(len(rows)) if mask is None else np.flatnonzero(mask)
-        best = _nothing(len(queries))
+        best = none_found(len(queries))
         for at in range(0, len(places), _FEW):
             part = places[at : at + _FEW]
-            found = _exact(queries, self._whole(part), rows[part], k, None)
+            found = nearest(queries, self._whole(part), rows[part], k, None)
             best = tuple(np.concatenate(pair, axis=1) for pair in zip(best, found, strict=True))
             keep = np.lexsort((best[1], -best[0]))[:, :k]
             best = tuple(np.take_along_axis(values, keep, axis=1) for values in best)
@@ -214,7 +195,7 @@ class DenseIndex:
             parameters = faiss.SearchParametersIVF(sel=selector, nprobe=width)  # pyright: ignore
         return self._inner.search(queries, wanted, params=parameters)[1]
 
-    def _rescored(self, queries: np.ndarray, places: np.ndarray) -> _Found:
+    def _rescored(self, queries: np.ndarray, places: np.ndarray) -> Nearest:
         """The cosines of whole vectors, so that a passage has the same score under every kind."""
         unique, inverse = np.unique(places, return_inverse=True)
         inverse = inverse.reshape(places.shape)
@@ -222,7 +203,7 @@ class DenseIndex:
         scores = np.empty(places.shape)
         for query, which in enumerate(inverse):
             scores[query] = whole[which] @ queries[query]
-        return np.round(scores, _DIGITS), self._base_rows[places]
+        return np.round(scores, DIGITS), self._base_rows[places]
 
     def _whole(self, places: np.ndarray) -> np.ndarray:
         if self.kind == "hnsw":
@@ -261,72 +242,3 @@ class _Tail:
         tail.vectors[length:end], tail.rows[length:end] = vectors, rows
         tail.used = end
         return tail, end
-
-
-def stored_vectors(index: Any, kind: Kind) -> np.ndarray:
-    """The vectors in a flat or hnsw index, f32 [N, dim], not copied: also those of a mapped file."""
-    flat: Any = faiss.downcast_index(index.storage) if kind == "hnsw" else index
-    return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
-
-
-def _marked(rows: np.ndarray, dead: np.ndarray | None, removed: np.ndarray) -> np.ndarray | None:
-    places = _places(rows, removed)
-    if not len(places):
-        return dead
-    dead = np.zeros(len(rows), bool) if dead is None else dead.copy()
-    dead[places] = True
-    return dead
-
-
-def _places(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where the ``wanted`` rows are in ``rows`` (ascending); those that are not there are left out."""
-    at = np.searchsorted(rows, wanted)
-    at, wanted = at[at < len(rows)], wanted[at < len(rows)]
-    return at[rows[at] == wanted]
-
-
-def _mask(rows: np.ndarray, dead: np.ndarray | None, allowed: np.ndarray | None) -> np.ndarray | None:
-    """Which places may be found; None means all of them."""
-    if allowed is None:
-        return None if dead is None else ~dead
-    mask = np.zeros(len(rows), bool)
-    mask[_places(rows, np.asarray(allowed, np.int64))] = True
-    return mask if dead is None else mask & ~dead
-
-
-def _nothing(queries: int) -> _Found:
-    return np.empty((queries, 0)), np.empty((queries, 0), np.int64)
-
-
-def _exact(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, k: int, mask: np.ndarray | None) -> _Found:
-    """The ``k`` best places that pass ``mask``, and all that are as good as the k-th."""
-    passing = len(rows) if mask is None else int(np.count_nonzero(mask))
-    if not passing:
-        return _nothing(len(queries))
-    dropped, post = len(rows) - passing, False
-    if mask is not None and len(queries) >= _BLAS_FROM:
-        post = dropped <= _DROPPED
-        if not post and passing <= _COPIED:
-            vectors, rows, mask = vectors[mask], rows[mask], None
-    fetch = min(passing, k + _SPARE)
-    while True:
-        take = fetch + dropped if post else fetch
-        scores, places = _knn(queries, vectors, take, None if post else mask)
-        scores = np.round(scores.astype(np.float64), _DIGITS)
-        if post and mask is not None:
-            scores[~mask[places]] = -np.inf
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :fetch]
-            scores, places = np.take_along_axis(scores, best, axis=1), np.take_along_axis(places, best, axis=1)
-        if fetch == passing or (scores[:, k - 1] > scores[:, -1]).all():
-            return scores, rows[places]
-        fetch = min(passing, 4 * fetch)  # a tie reaches beyond what was fetched, and FAISS breaks ties at random
-
-
-def _knn(queries: np.ndarray, vectors: np.ndarray, k: int, mask: np.ndarray | None) -> _Found:
-    """The ``k`` highest inner products of each query and their places; ``k`` of them pass ``mask``."""
-    scores = np.empty((len(queries), k), np.float32)
-    places = np.empty((len(queries), k), np.int64)
-    selector = None if mask is None else faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))  # pyright: ignore
-    pointers = [faiss.swig_ptr(array) for array in (queries, vectors, scores, places)]
-    faiss.knn_inner_product(*pointers[:2], queries.shape[1], len(queries), len(vectors), k, *pointers[2:], selector)  # pyright: ignore[reportCallIssue]
-    return scores, places
