@@ -46,10 +46,10 @@ IndexOption = Annotated[
     ),
 ]
 DocsOption = Annotated[
-    list[Path] | None,
+    list[str] | None,  # a Path would make https:/ of https://
     typer.Option(
         "--docs",
-        help="Index these files or folders in memory instead; may be repeated.",
+        help="Index these files, folders or URLs in memory instead; may be repeated.",
         rich_help_panel=_A,
     ),
 ]
@@ -141,7 +141,7 @@ def starter_for(model: str) -> str | None:
 
 
 def open_retriever(
-    index: list[Path] | None, docs: list[Path] | None, k: int, mode: str = "dense", *, progress: bool = True
+    index: list[Path] | None, docs: list[str] | None, k: int, mode: str = "dense", *, progress: bool = True
 ) -> Retriever:
     """The retriever that ``--index`` or ``--docs`` name.
 

@@ -59,8 +59,8 @@ def eval_retrieval(
     judged = [i for i, relevance in enumerate(gold) if any(grade > 0 for grade in relevance.values())]
     if not judged:
         raise RestillError(f"no question of {questions} has gold documents; give gold, gold_titles or --qrels")
-    known = {chunk.doc_id for chunk in retriever.chunks}
-    unknown = sum(grade > 0 and document not in known for i in judged for document, grade in gold[i].items())
+    relevant = [document for i in judged for document, grade in gold[i].items() if grade > 0]
+    unknown = sum(not retriever.snapshot.rows_of(document) for document in relevant)
     for count, problem in (
         (len(asked) - len(judged), "questions without gold documents left out"),
         (unknown, "gold documents are not in the index; they count as not found"),

@@ -41,6 +41,17 @@ def check_k(mode: Mode, k: int, settings: Settings | None = None) -> None:
         raise RestillError(f"k={k}: mode {mode!r} ranks {depth} passages; ask for no more")
 
 
+def check_rerank_depth(mode: Mode, depth: int, settings: Settings | None = None) -> None:
+    """Check that the mode finds as many passages as a re-ranker is to order again.
+
+    Raises:
+        RestillError: it does not.
+    """
+    ranked = (settings or Settings()).depth
+    if mode in ("hybrid", "hops") and depth > ranked:
+        raise RestillError(f"rerank_depth={depth}: mode {mode!r} ranks {ranked} passages; give {ranked} or fewer")
+
+
 def search(
     snapshot: Snapshot,
     encoder: Encoder,

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..models.errors import RestillError
 from .fusion import scaled
+from .types import Hit, titled
 
 Result = TypeVar("Result")
 
@@ -64,6 +65,19 @@ def rerank(
     mixed = [(1 - weight) * a + weight * b for a, b in zip(old, new, strict=True)]
     order = sorted(range(len(results)), key=lambda i: -mixed[i])
     return [(results[i][0], mixed[i]) for i in order]
+
+
+def rerank_hits(question: str, hits: Sequence[Hit], scorer: Scorer, *, depth: int, weight: float) -> list[Hit]:
+    """Order the first ``depth`` hits again, as `rerank` does; the others follow as they were.
+
+    Those keep their score, or get that of the last one ordered again if it is lower. It is always the same number
+    that is ordered again, so that results do not depend on the k of others in the batch.
+    """
+    best, rest = hits[:depth], hits[depth:]
+    texts = [titled(hit.chunk.title, hit.chunk.text) for hit in best]
+    ordered = rerank(question, [(hit, hit.score) for hit in best], texts, scorer, weight=weight)
+    ordered += [(hit, min(hit.score, ordered[-1][1])) for hit in rest]
+    return [hit.model_copy(update={"score": score}) for hit, score in ordered]
 
 
 class LateInteraction:

@@ -18,7 +18,7 @@ from . import faiss_file, sparse
 from .dense import DenseIndex
 from .filters import Where, matching_rows
 from .store import Store
-from .types import Chunk
+from .types import Chunk, Hit
 from .write import folded
 
 if TYPE_CHECKING:
@@ -140,6 +140,12 @@ class Snapshot:
             ours = [row for row in rows if row >> _SHARD_BITS == shard]
             found.update(zip(ours, view.store.chunks(row & _ROW for row in ours), strict=True))
         return [found[row] for row in rows]
+
+    def hits(self, found: Found) -> list[list[Hit]]:
+        """What was found, with the passages themselves; each is read once."""
+        rows = sorted({row for hits in found for row, _ in hits})
+        chunks = dict(zip(rows, self.chunks_at(rows), strict=True))
+        return [[Hit(chunk=chunks[row], score=score) for row, score in hits] for hits in found]
 
     @property
     def chunks(self) -> Sequence[Chunk]:

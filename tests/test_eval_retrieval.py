@@ -84,3 +84,9 @@ def test_bad_input_is_named(place, tmp_path):
     assert "dense" in run(questions, "--index", place / "index", "--mode", "psychic", code=1).stderr
     (tmp_path / "q.jsonl").write_text('{"question": "no gold?"}\n')
     assert "gold_titles" in run(tmp_path / "q.jsonl", "--index", place / "index", code=1).stderr
+
+
+def test_documents_may_be_urls(place, monkeypatch):
+    monkeypatch.setattr("restill.commands.common.fetch", lambda names: None)
+    url = "http://127.0.0.1:1/page"  # no public address: refused before anything is sent
+    assert url in run(place / "questions.jsonl", "--docs", url, code=1).stderr.replace("\n", "")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -74,9 +75,11 @@ def test_a_function_is_asked_once_for_every_passage(mode: str, encoder: Encoder)
 
 def test_threads_that_want_the_graph_at_once_build_it_once(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot, build, built = Retriever.from_documents(DOCUMENTS, encoder).snapshot, DocumentGraph.build, []
+    two = threading.Barrier(2)
 
     def slow(documents: Iterable[Document]) -> DocumentGraph:
-        time.sleep(0.05)
+        with suppress(threading.BrokenBarrierError):
+            two.wait(0.3)  # would another build it too, they would meet here
         built.append(build(documents))
         return built[-1]
 
@@ -134,6 +137,21 @@ def test_a_reranker_orders_the_best_again_and_changes_the_tool(encoder: Encoder)
     assert [hit.chunk for hit in hits] == sorted(best, key=lambda c: -len(c.title) - len(c.text))[:2]
     assert hits[0].score == 1.0
     assert retriever.as_tool().fingerprint != plain.as_tool().fingerprint  # type: ignore[attr-defined]
+
+
+def test_a_mode_must_find_what_is_to_be_ordered_again(encoder: Encoder) -> None:
+    def longest(question: str, texts: Sequence[str]) -> list[float]:
+        return [float(len(text)) for text in texts]
+
+    plain = Retriever.from_documents(DOCUMENTS, encoder)
+    for mode in ("hybrid", "hops"):
+        with pytest.raises(RestillError, match=f"rerank_depth=101: mode '{mode}' ranks 100 passages"):
+            Retriever(indexes=plain.indexes, encoder=encoder, mode=mode, reranker=longest, rerank_depth=101)
+    dense = plain.model_copy(update={"reranker": longest, "rerank_depth": 101})
+    assert len(dense.search([QUESTION])[0]) == 3
+    with pytest.raises(RestillError, match="rerank_depth=101"):
+        dense.model_copy(update={"mode": "hybrid"})
+    assert dense.model_copy(update={"mode": "hybrid", "rerank_depth": 100}).search([QUESTION])[0]
 
 
 @pytest.mark.parametrize("rerank", [False, True])

@@ -18,6 +18,7 @@ import pytest
 from restill.models.errors import RestillError
 from restill.retrieval.load import load
 from restill.retrieval.network import checked_addresses, is_public, networks
+from restill.retrieval.retriever import Retriever
 from restill.retrieval.web import WebOptions, _unpacked
 
 PARAGRAPH = "The Kestrel was built by Orlan and sons in a yard by the sea, and sank in the year 1911. " * 4
@@ -267,6 +268,16 @@ def test_what_follows_a_packed_page_ends_the_reading(encoding: str) -> None:
 def test_content_that_cannot_be_unpacked(site: Site, encoding: str, body: bytes, reason: str) -> None:
     with pytest.raises(RestillError, match=reason):
         load(site.put("/a", body, "text/plain", Content_Encoding=encoding), web=local())
+
+
+def test_a_retriever_fetches_as_it_is_told(site: Site, make_encoder: Any) -> None:
+    url = site.put("/kestrel", HTML)
+    with pytest.raises(RestillError, match=r"127\.0\.0\.1.*WebOptions\(allow"):
+        Retriever.from_path(url, encoder=make_encoder())
+    retriever = Retriever.from_path(url, encoder=make_encoder(), web=local())
+    assert {chunk.doc_id for chunk in retriever.chunks} == {url}
+    with pytest.raises(RestillError, match="max_bytes=9"):
+        Retriever.from_path(url, encoder=make_encoder(), web=local(max_bytes=9))
 
 
 @pytest.mark.parametrize("part", ["headers", "body"])
