@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +13,12 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, PrivateAttr
 
-from .engine.request import Completion, Request, Sampling
+from .chat_call import SAMPLING, ChatCall, to_call
+from .engine.request import Completion, Request
 from .errors import RestillError
-from .messages import to_message, to_turns
+from .messages import to_message
 from .serving import Serving
 from .streaming import in_thread
-from .tool_calls import tool_grammar
 
 if TYPE_CHECKING:
     from .checkpoint.load import Checkpoint
@@ -27,19 +26,6 @@ if TYPE_CHECKING:
     from .engine.precision import Precision
     from .lora import AdapterInfo
     from .tokenizer import Tokenizer
-
-# What LangChain code may pass along that changes nothing here: one call per turn, always strict.
-_HARMLESS = {"stream", "stream_usage", "strict", "parallel_tool_calls", "ls_structured_output_format"}
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Turn:
-    """One call, translated: what the engine gets, and what its answer is read with."""
-
-    request: Request
-    tools: Sequence[dict[str, Any]]
-    logprobs: bool
 
 
 class JaxChatModel(BaseChatModel):
@@ -193,7 +179,7 @@ class JaxChatModel(BaseChatModel):
             "model": self.name,
             "fingerprint": self.fingerprint,
             "adapter": self.adapter.hash if self.adapter else None,
-            **{key: getattr(self, key) for key in (*_SAMPLING, "seed")},
+            **{key: getattr(self, key) for key in (*SAMPLING, "seed")},
         }
 
     def bind_tools(
@@ -213,43 +199,20 @@ class JaxChatModel(BaseChatModel):
         formatted = [convert_to_openai_tool(tool) for tool in tools]
         return self.bind(tools=formatted, tool_choice=tool_choice, **kwargs)
 
-    def _request(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> _Turn:
-        kwargs = {key: value for key, value in kwargs.items() if key not in _HARMLESS}
-        tools = kwargs.pop("tools", None) or []
-        choice = kwargs.pop("tool_choice", None)
-        grammar = kwargs.pop("grammar", None)
-        if tools and choice != "none":
-            if grammar is not None:
-                raise RestillError("grammar and tools exclude each other: tools bring their own grammar; drop one")
-            grammar = tool_grammar(tools, choice)
-        given = {key: kwargs.pop(key, None) for key in (*_SAMPLING, "seed", "logprobs")}
-        options = {key: getattr(self, key) if value is None else value for key, value in given.items()}
-        deadline = kwargs.pop("deadline", None)
-        if kwargs:
-            raise RestillError(
-                f"unknown option {', '.join(sorted(kwargs))}; JaxChatModel takes stop, temperature, top_k, "
-                "top_p, min_p, repetition_penalty, max_tokens, seed, grammar, deadline and logprobs"
-            )
-        request = Request(
-            prompt=tuple(self.tokenizer.chat(to_turns(messages, tools))),
-            sampling=Sampling(**{key: options[key] for key in _SAMPLING}),
-            seed=options["seed"],
-            stop=tuple(stop or ()),
-            grammar=grammar,
-            deadline=deadline,
-        )
-        return _Turn(request=request, tools=tools, logprobs=options["logprobs"])
+    def _call(self, messages: list[BaseMessage], stop: list[str] | None, options: dict[str, Any]) -> ChatCall:
+        defaults = {key: getattr(self, key) for key in (*SAMPLING, "seed", "logprobs")}
+        return to_call(messages, stop, options, defaults=defaults, tokenizer=self.tokenizer)
 
-    def _message(self, turn: _Turn, completion: Completion) -> AIMessage:
+    def _message(self, call: ChatCall, completion: Completion) -> AIMessage:
         if completion.finish_reason == "error":
             raise RestillError(completion.error or "generation failed")
         return to_message(
             completion,
             tokenizer=self.tokenizer,
             model_name=self.name or "restill",
-            prompt_tokens=len(turn.request.prompt),
-            tools=turn.tools,
-            logprobs=turn.logprobs,
+            prompt_tokens=len(call.request.prompt),
+            tools=call.tools,
+            logprobs=call.logprobs,
         )
 
     def _generate(
@@ -259,8 +222,8 @@ class JaxChatModel(BaseChatModel):
         run_manager: Any = None,
         **kwargs: Any,
     ) -> ChatResult:
-        turn = self._request(messages, stop, kwargs)
-        message = self._message(turn, self.engine.generate([turn.request])[0])
+        call = self._call(messages, stop, kwargs)
+        message = self._message(call, self.engine.generate([call.request])[0])
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _agenerate(
@@ -270,8 +233,8 @@ class JaxChatModel(BaseChatModel):
         run_manager: Any = None,
         **kwargs: Any,
     ) -> ChatResult:
-        turn = self._request(messages, stop, kwargs)
-        message = self._message(turn, await self.engine.agenerate(turn.request))
+        call = self._call(messages, stop, kwargs)
+        message = self._message(call, await self.engine.agenerate(call.request))
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _astream(
@@ -281,16 +244,16 @@ class JaxChatModel(BaseChatModel):
         run_manager: Any = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        turn = self._request(messages, stop, kwargs)
+        call = self._call(messages, stop, kwargs)
         held: bool | None = None  # what may become a tool call is held back until it is whole
-        async for piece in self.engine.astream(turn.request):
+        async for piece in self.engine.astream(call.request):
             if isinstance(piece, Completion):
-                message = self._message(turn, piece)
+                message = self._message(call, piece)
                 last = message.model_dump(include={"tool_calls", "usage_metadata", "response_metadata"})
                 content = message.content if held else ""
                 yield ChatGenerationChunk(message=AIMessageChunk(content=content, chunk_position="last", **last))
             else:
-                held = bool(turn.tools) and piece.startswith("{") if held is None else held
+                held = bool(call.tools) and piece.startswith("{") if held is None else held
                 if not held:
                     yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
 
