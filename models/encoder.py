@@ -17,6 +17,7 @@ from flax import nnx
 from .checkpoint.load import EncoderCheckpoint, load_encoder
 from .errors import RestillError
 from .home import enable_compile_cache
+from .progress import progress_bar
 from .tokenizer import scrub
 
 # Padded lengths. Each (batch size, length) is a program that takes about a second to compile: a few texts are
@@ -157,7 +158,7 @@ class TextEncoder:
             return out
         encoded = [e.ids for e in self._tokenizer.encode_batch_fast([scrub(t) for t in texts])]
         pending: list[tuple[list[int], jax.Array]] = []
-        with _bar(len(texts), progress) as advance:
+        with progress_bar("embedding", len(texts), show=progress) as advance:
             for rows, ids, lengths in self._batches(encoded, batch_size):
                 pending.append((rows, _embed(self._graph, self._state, ids, lengths)))
                 if len(pending) > 1:  # one batch ahead: the host pads while the device works
@@ -271,28 +272,3 @@ def _max_tokens(folder: Path) -> int:
 def _store(out: np.ndarray, rows: list[int], vectors: jax.Array) -> int:
     out[rows] = np.asarray(vectors)[: len(rows)]
     return len(rows)
-
-
-class _bar:
-    """A rich progress bar, or nothing."""
-
-    def __init__(self, total: int, shown: bool) -> None:
-        self._progress, self._total = None, total
-        if shown:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-
-    def __enter__(self) -> Any:
-        if self._progress is None:
-            return lambda n: None
-        progress = self._progress
-        progress.start()
-        task = progress.add_task("embedding", total=self._total)
-        return lambda n: progress.advance(task, n)
-
-    def __exit__(self, *error: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()

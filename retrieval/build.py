@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from ..models.errors import RestillError
+from ..models.progress import progress_bar
 from .index import Index
 from .split import embedded_text, split
 from .types import Chunk, Document, Encoder
@@ -130,7 +130,7 @@ def put(
         waiting.clear()
         delete, size = (), 0
 
-    with _bar(len(documents), progress) as advance:
+    with progress_bar("indexing", len(documents), show=progress) as advance:
         for at in range(0, len(documents), 1000):
             batch = documents[at : at + 1000]
             there = index.view.store.hashes(document.id for document in batch)
@@ -208,17 +208,3 @@ def as_document(value: Any, position: int) -> Document:
         where = ".".join(map(str, problem["loc"]))
         raise RestillError(f"document number {position}: {where!r}: {problem['msg']}") from error
     raise RestillError(f"document number {position} is a {type(value).__name__}; give Document objects")
-
-
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    if not shown:
-        yield lambda n: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("indexing", total=total)
-        yield lambda n: bar.advance(task, n)

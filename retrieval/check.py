@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import faiss
@@ -135,7 +135,7 @@ def _documents(view: View) -> Iterator[str]:
     total = sum(int(digest, 16) for (digest,) in store.select("SELECT digest FROM documents"))
     count = store.select("SELECT count(*) FROM chunks JOIN documents USING (document)")[0][0]
     if changed:
-        yield f"{len(changed)} documents or their passages were changed: {_some(changed)}; repair, then add them again"
+        yield f"{len(changed)} documents or their passages were changed: {some(changed)}; repair, then add them again"
     if terms:
         yield f"the filters of {terms} documents do not agree with their metadata"
     meta = view.meta
@@ -158,9 +158,9 @@ def _vectors(view: View) -> Iterator[str]:
         ]
     for rows, words in ((missing, "have no vector"), (surplus, "have a vector but no passage")):
         if rows:
-            yield f"{len(rows)} rows {words}: {_some(rows)}"
+            yield f"{len(rows)} rows {words}: {some(rows)}"
     if damaged:
-        yield f"{len(damaged)} vectors do not have their hash: rows {_some(damaged)}"
+        yield f"{len(damaged)} vectors do not have their hash: rows {some(damaged)}"
 
 
 def _at_one_moment(index: Index) -> tuple[View, set[int], str | None]:
@@ -209,7 +209,7 @@ def _faiss(index: Index, view: View) -> Iterator[str]:
     found = rows[~np.isin(rows, deleted)]
     if not np.array_equal(found, expected):
         lacks, extra = np.setdiff1d(expected, found), np.setdiff1d(found, expected)
-        yield f"{record.name} lacks {len(lacks)} rows and has {len(extra)} too many: {_some([*lacks, *extra])}"
+        yield f"{record.name} lacks {len(lacks)} rows and has {len(extra)} too many: {some([*lacks, *extra])}"
     if record.kind == "ivf":  # codes are rounded; that they are those written, the SHA-256 has shown
         return
     whole = stored_vectors(faiss.downcast_index(base.index), record.kind)
@@ -219,8 +219,9 @@ def _faiss(index: Index, view: View) -> Iterator[str]:
         there = (at < len(rows)) & (rows[np.minimum(at, len(rows) - 1)] == numbers)
         differ += numbers[there][(whole[at[there]] != vectors[there]).any(1)].tolist()
     if differ:
-        yield f"{record.name} has other vectors than the store for {len(differ)} rows: {_some(differ)}"
+        yield f"{record.name} has other vectors than the store for {len(differ)} rows: {some(differ)}"
 
 
-def _some(values: list) -> str:
+def some(values: Sequence[object]) -> str:
+    """The first few of ``values``, for a message."""
     return ", ".join(map(str, values[:_SHOWN])) + (" …" if len(values) > _SHOWN else "")

@@ -10,13 +10,12 @@ from typing import Any
 
 from ..models.errors import RestillError
 from .build import DEFAULT_ENCODER, Changes, create_index, embed, load_encoder, put
+from .check import some
 from .faiss_file import advise, checked_kind
 from .folder import VERSION, is_index, read_manifest
 from .index import Index
 from .load import LoadReport, load
 from .types import Encoder
-
-_SHOWN = 5
 
 
 def bring_up_to_date(
@@ -180,8 +179,7 @@ def _warnings(index: Index, report: LoadReport, kept: list[str]) -> list[str]:
     warnings = list(report.warnings)
     warnings += [f"left out: {count} files {suffix}" for suffix, count in report.skipped.items()]
     if kept:
-        some = ", ".join(kept[:_SHOWN]) + (" …" if len(kept) > _SHOWN else "")
-        warnings.append(f"{len(kept)} documents are gone from the files given; --prune would delete {some}")
+        warnings.append(f"{len(kept)} documents are gone from the files given; --prune would delete {some(kept)}")
     better = advise(len(index))
     if index.kind == "flat" and better != "flat":
         warnings.append(f"{len(index)} passages: --kind {better} would answer single queries many times faster")
