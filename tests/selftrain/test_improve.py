@@ -16,7 +16,7 @@ from restill.agents.testing import ScriptedModel, answer, call
 from restill.models.errors import RestillError
 from restill.models.lora import load_peft
 from restill.models.testing import tiny_checkpoint
-from restill.selftrain import improve as module
+from restill.selftrain import phases as module
 from restill.selftrain.feedback import LikelihoodRanker, RandomRanker
 from restill.selftrain.improve import improve
 from restill.selftrain.pilot import Pilot, gold_hint

@@ -1,0 +1,251 @@
+"""The phases of a job: roll out, build a mixture, train, evaluate; each done once, from its inputs to a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..agents.evaluate import EvalReport, evaluate
+from ..agents.protocol import PROTOCOL
+from ..agents.question import Question
+from ..agents.react import ReActAgent
+from ..agents.rollout import rollout
+from ..agents.run import Run
+from ..agents.trajectory import Trajectory
+from ..models.errors import RestillError
+from ..models.memory import trim
+from .files import hash_json, read_json, write_atomic, write_json
+from .job import Job
+from .mixture import Mixture
+from .report import Arm
+from .rest import Kept, ReST
+from .trainer import TrainConfig, Trainer
+
+
+class Phases:
+    """What one job can do, and what it has scored so far.
+
+    Attributes:
+        scored: each arm's name and evaluation, in order.
+        arms: the same for the report.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        agent: ReActAgent,
+        train: list[Question],
+        held_out: list[Question],
+        method: ReST,
+        seed: int,
+        eval_samples: int,
+        options: dict[str, Any],
+    ) -> None:
+        self.job, self.agent, self.method, self.seed = job, agent, method, seed
+        self.train, self.held_out, self.eval_samples, self.options = train, held_out, eval_samples, options
+        self.checkpoint = agent.model.checkpoint
+        self.scored: list[tuple[str, EvalReport]] = []
+        self.arms: list[Arm] = []
+
+    def roll_out(self, name: str, agent: ReActAgent, questions: Sequence[Question], samples: int) -> tuple[Run, str]:
+        """The run of ``agent`` over ``questions``, and a hash of what came out."""
+        folder, seed = self.job.out / name / "rollout", _seed(self.seed, name)
+        inputs = {
+            "agent": agent.fingerprint,
+            "questions": digest(questions),
+            "samples": samples,
+            "seed": seed,
+        }
+
+        def work() -> dict[str, Any]:
+            self._say(f"{name}: rolling out {len(questions)} questions, {samples} each")
+            run = rollout(agent, questions, out=folder, samples=samples, seed=seed, **self.options)
+            found = sorted(run.filter(agent=agent.fingerprint), key=lambda t: t.key)
+            content = hash_json([[*t.key, t.status, t.answer, t.token_ids()] for t in found])
+            return {"agent": agent.fingerprint, "trajectories": len(found), "content": content}
+
+        done = self.job.phase(f"{name}/rollout", inputs, work, outputs=[folder / "run.json"])
+        return Run.open(folder), done["content"]
+
+    def mix(
+        self,
+        name: str,
+        run: Run,
+        content: str,
+        choose: Callable[[list[Trajectory]], list[Kept]],
+        replayed: Mixture | None,
+    ) -> Mixture:
+        """What ``choose`` keeps of a run, and all that is ``replayed``, as training examples.
+
+        Args:
+            content: the run's hash.
+
+        Raises:
+            RestillError: nothing is kept.
+        """
+        path, ranking = self.job.out / name / "mixture.jsonl", self.job.out / name / "kept.jsonl"
+        inputs = {
+            "rollout": content,
+            "method": {k: v for k, v in self.method.knobs().items() if k not in ("train", "generations")},
+            "replayed": None if replayed is None else replayed.fingerprint,
+        }
+
+        def work() -> dict[str, Any]:
+            kept = choose(list(run))
+            rows = [{"trajectory": k.trajectory.id, "key": list(k.trajectory.key), "score": k.score} for k in kept]
+            mixture = Mixture.from_trajectories([k.trajectory for k in kept], scores=[k.score for k in kept])
+            if not mixture:
+                raise RestillError(
+                    f"{name}: none of the {len(run)} trajectories in {run.path} is worth keeping; "
+                    f"look at them with `restill show {run.path}`, then raise samples, "
+                    "or begin with a (larger) pilot"
+                )
+            kept_questions = len({k.trajectory.question_key for k in kept})
+            if replayed is not None:
+                mixture = Mixture.of([*mixture, *replayed])
+            mixture.save(path)
+            write_atomic(ranking, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            return {
+                "rolled_out": len(run),
+                "kept": len(kept),
+                "kept_questions": kept_questions,
+                "examples": len(mixture),
+                "tokens": mixture.tokens,
+                "targets": mixture.targets,
+                "sha256": mixture.fingerprint,
+            }
+
+        self.job.phase(f"{name}/mixture", inputs, work, outputs=[path])
+        return Mixture.load(path)
+
+    def fit(self, name: str, mixture: Mixture, start: Path | None, train: TrainConfig) -> Path:
+        """Train the base model, or what ``start`` holds, on ``mixture``; returns the folder of the result."""
+        folder = self.job.out / name / "adapter"
+        trainer, model = self._trainer(train, start), self.agent.model
+        manifest = {
+            "base": str(model.name),
+            "base_fingerprint": str(model.fingerprint),
+            "protocol": PROTOCOL,
+            "few_shot": 0,
+            "arm": name,
+            "recipe": self.method.knobs(),
+            "train_question_hashes": sorted({str(e.provenance["question_key"]) for e in mixture}),
+        }
+        inputs = {
+            "mixture": mixture.fingerprint,
+            "recipe": train.recipe(),
+            "base": str(model.fingerprint),
+            "start": None if start is None else _weights_hash(start),
+        }
+
+        def discard() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder.with_name("adapter.training"), ignore_errors=True)
+
+        def work() -> dict[str, Any]:
+            self._say(f"{name}: training on {len(mixture)} trajectories, {mixture.tokens} tokens")
+            trainer.fit(mixture, out=folder, manifest=manifest, progress=self.options["progress"])
+            trim()
+            facts = read_json(folder / "manifest.json")
+            return {"hash": _weights_hash(folder), "steps": facts["steps"], "loss": facts["loss"]}
+
+        self.job.phase(f"{name}/train", inputs, work, outputs=[folder / "manifest.json"], discard=discard)
+        return folder
+
+    def score(
+        self,
+        name: str,
+        arm: str,
+        agent: ReActAgent,
+        adapter: Path | None = None,
+        trajectories: int | None = None,
+    ) -> None:
+        """Ask ``agent`` the held-out questions, if there are any, and keep the scores as those of ``arm``.
+
+        Args:
+            adapter: what the agent was trained to; the scores are written into its manifest.
+            trajectories: how many it was trained on.
+        """
+        if not self.held_out:
+            return
+        folder, path = self.job.out / name / "eval", self.job.out / name / "eval.json"
+        inputs = {
+            "agent": agent.fingerprint,
+            "questions": digest(self.held_out),
+            "samples": self.eval_samples,
+            "seed": self.seed,
+        }
+
+        def work() -> dict[str, Any]:
+            self._say(f"{arm}: evaluating on {len(self.held_out)} questions")
+            scored = evaluate(
+                agent, self.held_out, out=folder, samples=self.eval_samples, seed=self.seed, **self.options
+            )
+            write_atomic(path, scored.model_dump_json(indent=1) + "\n")
+            scores = {
+                "em": scored.em,
+                "em_interval": scored.em_interval,
+                "f1": scored.f1,
+                "forced": scored.forced,
+            }
+            if adapter is not None:
+                facts = read_json(adapter / "manifest.json") or {}
+                write_json(adapter / "manifest.json", {**facts, "scores": {"questions": scored.questions, **scores}})
+            return scores
+
+        self.job.phase(f"{name}/eval", inputs, work, outputs=[path])
+        scored = EvalReport.model_validate_json(path.read_bytes())
+        self.scored.append((arm, scored))
+        seconds = sum(p["seconds"] for n, p in self.job.phases.items() if n.split("/")[0] == name)
+        where = None if adapter is None else str(adapter)
+        self.arms.append(Arm.of(arm, scored, trajectories=trajectories, adapter=where, seconds=round(seconds, 1)))
+
+    def _trainer(self, train: TrainConfig, start: Path | None) -> Trainer:
+        checkpoint = self.checkpoint
+        if train.method == "full" and start is not None and not (start / "adapter_config.json").is_file():
+            from ..models.checkpoint.load import load_decoder
+
+            checkpoint, start = load_decoder(str(start)), None
+        return Trainer(checkpoint.config, checkpoint.params, train, start=start, tokenizer=checkpoint.tokenizer)
+
+    def equip(self, trained: Path) -> ReActAgent:
+        """The agent with what training made."""
+        model = self.agent.model
+        if (trained / "adapter_config.json").is_file():
+            return self.agent.replace(model=model.with_adapter(trained), few_shot=0)
+        whole = type(model).from_pretrained(trained, precision=model.precision, max_context=model.max_context)
+        return self.agent.replace(model=whole, few_shot=0)
+
+    def _say(self, text: str) -> None:
+        if self.options["progress"]:
+            from rich.console import Console
+
+            Console(stderr=True).print(text, style="bold", highlight=False)
+
+
+def release(agent: ReActAgent) -> None:
+    """Stop the engine: training needs its memory. It starts again when it is used."""
+    close = getattr(agent.model, "close", None)
+    if close is not None:
+        close()
+    trim()
+
+
+def digest(questions: Sequence[Question]) -> dict[str, Any]:
+    """The number of questions and a hash of all they hold."""
+    return {"count": len(questions), "sha256": hash_json([q.model_dump(mode="json") for q in questions])}
+
+
+def _seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")
+
+
+def _weights_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
