@@ -17,6 +17,7 @@ class _Commands(TyperGroup):
     """Turns failures that a user can mend into one line on stderr, and Ctrl-C into a word on how to go on."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Run a command; an error becomes one line on stderr and an exit code."""
         try:
             return super().invoke(ctx)
         except RestillError as error:

@@ -18,10 +18,12 @@ class Counter(Protocol):
     """The part of a tokenizer that cutting needs."""
 
     def encode(self, text: str) -> list[Any]:
+        """``text`` in pieces of four characters."""
         """Ids of ``text``; control tokens in it are plain text."""
         ...
 
     def decode(self, ids: Iterable[Any]) -> str:
+        """The text of such pieces."""
         """Text of ``ids``."""
         ...
 

@@ -122,6 +122,7 @@ class _Pool:
     bar: Progress
 
     async def work(self, size: int) -> None:
+        """Work with so many at a time until nothing is left; the first error ends all."""
         workers = [asyncio.ensure_future(self._worker()) for _ in range(size)]
         if not workers:
             return

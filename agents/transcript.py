@@ -83,14 +83,17 @@ class TokenTranscript(Transcript):
 
     @property
     def length(self) -> int:
+        """Tokens so far, examples and hint included."""
         return len(self._prefix) + len(self._tail)
 
     @property
     def seen(self) -> Seen:
+        """Hash and length of the first prompt as the model saw it."""
         text = ",".join(map(str, self._prefix))
         return Seen(hash=hashlib.sha256(text.encode()).hexdigest(), length=len(self._prefix))
 
     def take_prompt(self) -> Prompt:
+        """What this turn adds to the stored prompt: ids, and how many of those before it goes on from."""
         if self._suffix is None:
             return Prompt(shared=0, suffix=self._student)
         shared = len(self._student) + len(self._tail) - len(self._suffix)
@@ -99,6 +102,7 @@ class TokenTranscript(Transcript):
     async def sample(
         self, *, grammar: str | None, max_tokens: int, temperature: float, seed: int, deadline: float | None
     ) -> Sample:
+        """Let the model take its turn; the ids join the conversation as they are."""
         completion = await self._model.agenerate_tokens(
             Request(
                 prompt=(*self._prefix, *self._tail),
@@ -125,9 +129,11 @@ class TokenTranscript(Transcript):
 
     @property
     def overhead(self) -> int:
+        """Tokens of a turn beside its text."""
         return self._overhead
 
     def observe(self, observation: str) -> None:
+        """Append an observation as a turn of its own."""
         self._suffix = self._turn(observation)
         self._tail.extend(self._suffix)
 
@@ -152,18 +158,22 @@ class TextTranscript(Transcript):
 
     @property
     def length(self) -> int:
+        """Tokens so far, about: four characters each, and a few for every turn."""
         return sum(self._size(message.text) for message in self._messages)
 
     @property
     def seen(self) -> Seen:
+        """Hash and length of the first prompt as the model saw it."""
         return self._seen
 
     def take_prompt(self) -> Prompt:
+        """Nothing: messages have no token ids."""
         return Prompt()
 
     async def sample(
         self, *, grammar: str | None, max_tokens: int, temperature: float, seed: int, deadline: float | None
     ) -> Sample:
+        """Let the model take its turn, up to the observation that some invent."""
         from langchain_core.messages import AIMessage
 
         options: dict[str, Any] = {"stop": ["\nObservation:"]}
@@ -176,9 +186,11 @@ class TextTranscript(Transcript):
 
     @property
     def overhead(self) -> int:
+        """About the tokens of a turn beside its text."""
         return self._size("")
 
     def observe(self, observation: str) -> None:
+        """Append an observation as a turn of its own."""
         from langchain_core.messages import HumanMessage
 
         self._messages.append(HumanMessage(observation))

@@ -114,21 +114,26 @@ class _TimedStream(httpcore.NetworkStream):
         self._inner, self._deadline = inner, deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """At most so many bytes, in time."""
         return self._inner.read(max_bytes, remaining(self._deadline, timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send all of ``buffer``, in time."""
         self._inner.write(buffer, remaining(self._deadline, timeout))
 
     def close(self) -> None:
+        """Close the connection."""
         self._inner.close()
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
+        """The same connection, encrypted, under the same deadline."""
         wait = remaining(self._deadline, timeout)
         return _TimedStream(self._inner.start_tls(ssl_context, server_hostname, wait), self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
+        """What the stream below knows of itself."""
         return self._inner.get_extra_info(info)
 
 

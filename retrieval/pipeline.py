@@ -123,6 +123,7 @@ class _Question:
             self._rows.setdefault(stage.document(row), row)
 
     def add(self, doc_id: str, score: float) -> None:
+        """Raise a document's score, or begin it, if it has a passage that may be found."""
         if doc_id in self.scores or self._stage.rows(doc_id):
             self.scores[doc_id] = self.scores.get(doc_id, 0.0) + score
 
@@ -131,6 +132,7 @@ class _Question:
         return self._rows[doc_id] if doc_id in self._rows else self._stage.rows(doc_id)[0]
 
     def ranked(self) -> list[Ranked]:
+        """All documents that have a score, best first."""
         order = sorted(self.scores.items(), key=lambda item: -item[1])
         return [Ranked(doc_id, self.row(doc_id), score) for doc_id, score in order]
 

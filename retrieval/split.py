@@ -180,9 +180,11 @@ class _Ruler:
         self.max_chars = budget * CHARS_PER_TOKEN
 
     def tokens(self, start: int, end: int) -> int:
+        """Number of tokens that begin within ``start:end``."""
         return bisect_left(self.starts, end) - bisect_left(self.starts, start)
 
     def fits(self, start: int, end: int) -> bool:
+        """Whether ``start:end`` is short enough for a passage."""
         return end - start <= self.max_chars and self.tokens(start, end) <= self.budget
 
     def furthest(self, start: int) -> int:

@@ -81,6 +81,7 @@ class _Writing:
         self.terms: list[tuple[str, str, int]] = []
 
     def put(self, entry: Entry, replace: bool) -> None:
+        """Write a document, and collect what its passages change."""
         document = entry.document
         if document.id in self.seen:
             raise RestillError(f"document id {document.id!r} occurs twice; ids must be unique")
@@ -141,6 +142,7 @@ class _Writing:
         self._remove([row for rows in kept.values() for row in rows])
 
     def delete(self, doc_id: str) -> None:
+        """Delete a document and its passages."""
         found = self.connection.execute("SELECT document, digest FROM documents WHERE doc_id = ?", (doc_id,)).fetchone()
         if found is None:
             raise RestillError(f"no document {doc_id!r} is in the index")
@@ -152,6 +154,7 @@ class _Writing:
         self.documents -= 1
 
     def finish(self) -> int:
+        """Write what was collected; returns the new generation."""
         many = self.connection.executemany
         many(
             'INSERT INTO chunks (row, document, chunk_id, start, "end", extra, content_hash, text) '

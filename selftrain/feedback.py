@@ -36,7 +36,9 @@ class Ranker(Protocol):
     """
 
     @property
-    def needs_labels(self) -> bool: ...
+    def needs_labels(self) -> bool:
+        """Whether it reads the gold answers of questions."""
+        ...
 
     def rank(self, question: Question, candidates: Sequence[Trajectory]) -> list[float]:
         """One score a candidate, higher is better; ``VETO`` (minus infinity) keeps it out of any mixture."""
