@@ -9,7 +9,6 @@ equilibrium is the eigenvectors in order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -87,57 +86,11 @@ def step(
     )
 
 
-@partial(jax.jit, static_argnames=("k", "steps"))
-def _solve(a: jax.Array, b: jax.Array, key: jax.Array, rate: jax.Array, k: int, steps: int) -> Players:
-    def move(players: Players, _: None) -> tuple[Players, None]:
-        a_vectors, b_vectors = players.vectors @ a, players.vectors @ b
-        exact = players._replace(b_vectors=b_vectors, b_norms=jnp.sum(players.vectors * b_vectors, axis=1))
-        return step(exact, a_vectors, b_vectors, rate, 0.0), None
-
-    return jax.lax.scan(move, start(key, k, len(a)), length=steps)[0]
-
-
-def solve(a: jax.Array, b: jax.Array, k: int, *, steps: int = 20_000, seed: int = 0) -> tuple[jax.Array, jax.Array]:
-    """The k largest eigenvalues of ``A v = λ B v`` and their vectors, from the whole matrices.
-
-    Slower than a direct solver; it shows what the game converges to. Compiles for each new (d, k, steps).
-
-    Args:
-        a: symmetric [d, d].
-        b: symmetric, positive definite [d, d].
-        k: number of eigenvectors.
-        steps: moves; few are needed where the eigenvalues lie far apart.
-        seed: of the vectors the game starts with.
-
-    Returns:
-        eigenvalues [k], largest first, and vectors [k, d] with ``v B v = 1``.
-
-    Raises:
-        RestillError: the matrices are not both square and of one size, or ``k`` does not fit.
-    """
-    a, b = jnp.asarray(a), jnp.asarray(b)
-    if a.ndim != 2 or a.shape != b.shape or a.shape[0] != a.shape[1]:
-        raise RestillError(f"A {a.shape} and B {b.shape} must be square and of one size")
-    rate = 1.0 / (jnp.linalg.norm(a, 2) * jnp.linalg.norm(b, 2))
-    players = _solve(a, b, jax.random.key(seed), rate, k, steps)
-    return rayleigh(players.vectors, lambda v: v @ a, lambda v: v @ b)
-
-
 def rayleigh(vectors: jax.Array, a: Products, b: Products) -> tuple[jax.Array, jax.Array]:
     """The eigenvalues ``<v,Av> / <v,Bv>`` [k] that ``vectors`` [k, d] stand for, and the vectors with ``v B v = 1``."""
     norms = jnp.maximum(jnp.sum(vectors * b(vectors), axis=1), _FLOOR)
     values = jnp.sum(vectors * a(vectors), axis=1) / norms
     return values, vectors / jnp.sqrt(norms)[:, None]
-
-
-def subspace_error(vectors: jax.Array, truth: jax.Array, b: jax.Array) -> jax.Array:
-    """How much of the span of ``truth`` [k, d] the span of ``vectors`` [k, d] misses: 0 none, 1 all.
-
-    ``1 - tr(P* P) / k`` of the two projections, after both are mapped by the square root of ``b`` [d, d].
-    """
-    root = jnp.linalg.cholesky(b)  # L with B = L L^T; v -> L^T v is an isometry from the B-norm
-    ours, theirs = (jnp.linalg.qr((v @ root).T)[0] for v in (vectors, truth))
-    return 1.0 - jnp.sum((theirs.T @ ours) ** 2) / len(truth)
 
 
 def _unit(vectors: jax.Array) -> jax.Array:
