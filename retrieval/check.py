@@ -39,12 +39,14 @@ def repair(index: Index, embed: Callable[[list[Chunk]], np.ndarray]) -> list[str
     """Make all that is derived again from the documents and passages, and embed passages whose vector is damaged.
 
     Returns:
-        What `check` still finds: damage to documents themselves, which only adding them again can mend. Their hashes
-        are blanked, so that this replaces all of them, also where the recorded hashes are those of the original.
+        What `check` still finds: damage to documents themselves, which only adding them again can mend. Their hashes,
+        and metadata that is no JSON, are blanked, so that this replaces all of them, also where the recorded hashes
+        are those of the original.
     """
     store = index.writer
     with store.transaction():
-        for number in [number for number, _, sound in _read(store) if not sound]:
+        for number in [number for number, _, _, sound in _read(store) if not sound]:
+            _blank_broken_json(store, number)
             store.connection.execute("UPDATE documents SET hash = '' WHERE document = ?", [number])
             store.connection.execute("UPDATE chunks SET content_hash = 'damaged' WHERE document = ?", [number])
         _repair_vectors(index, embed)
@@ -68,6 +70,19 @@ def repair(index: Index, embed: Callable[[list[Chunk]], np.ndarray]) -> list[str
     index.view = View.open(index.folder, index.view.dense.threads)
     index.compact()
     return check(index)
+
+
+def _blank_broken_json(store: Store, number: int) -> None:
+    """Put ``{}`` in the place of whatever of a document should be a JSON object and is none."""
+    for table, column in (("documents", "metadata"), ("documents", "extra"), ("chunks", "extra")):
+        for (value,) in store.select(f"SELECT DISTINCT {column} FROM {table} WHERE document = ?", [number]):
+            try:
+                whole = isinstance(json.loads(value), dict)
+            except (ValueError, TypeError, RecursionError):
+                whole = False
+            if not whole:
+                statement = f"UPDATE {table} SET {column} = '{{}}' WHERE document = ? AND {column} IS ?"
+                store.connection.execute(statement, [number, value])
 
 
 def _texts(connection: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
@@ -106,8 +121,11 @@ def _problems(index: Index) -> Iterator[str]:
     yield from _faiss(index, view)
 
 
-def _read(store: Store) -> Iterator[tuple[int, Document, bool]]:
-    """Every document, its number, and whether it and its passages are what their hashes say."""
+def _read(store: Store) -> Iterator[tuple[int, str, Document | None, bool]]:
+    """Every document's number, id and content, and whether it and its passages are what their hashes say.
+
+    Without content where metadata or the like cannot be read.
+    """
     last = -1
     statement = (
         "SELECT document, doc_id, source, title, text, metadata, extra, hash, digest FROM documents "
@@ -115,22 +133,27 @@ def _read(store: Store) -> Iterator[tuple[int, Document, bool]]:
     )
     while batch := store.select(statement, [last]):
         for number, doc_id, source, title, text, metadata, extra, known, digest in batch:
-            values = {"metadata": json.loads(metadata), **json.loads(extra)}
-            document = Document(id=doc_id, source=source, title=title, text=text, **values)
-            rows = [row for (row,) in store.select("SELECT row FROM chunks WHERE document = ?", [number])]
-            chunks = sorted(store.chunks(rows), key=lambda chunk: (chunk.start, chunk.end))
+            try:
+                values = {"metadata": json.loads(metadata), **json.loads(extra)}
+                document = Document(id=doc_id, source=source, title=title, text=text, **values)
+                rows = [row for (row,) in store.select("SELECT row FROM chunks WHERE document = ?", [number])]
+                chunks = sorted(store.chunks(rows), key=lambda chunk: (chunk.start, chunk.end))
+            except (RestillError, ValueError, TypeError, RecursionError):
+                yield number, doc_id, None, False
+                continue
             whole = all(text[chunk.start : chunk.end] == chunk.text for chunk in chunks)
-            yield number, document, whole and document_hash(document) == known and chunks_digest(chunks) == digest
+            sound = whole and document_hash(document) == known and chunks_digest(chunks) == digest
+            yield number, doc_id, document, sound
         last = batch[-1][0]
 
 
 def _documents(view: View) -> Iterator[str]:
     store, changed, terms = view.store, [], 0
-    for number, document, sound in _read(store):
+    for number, doc_id, document, sound in _read(store):
         if not sound:
-            changed.append(document.id)
+            changed.append(doc_id)
         pairs = store.select("SELECT key, value FROM terms WHERE document = ?", [number])
-        if set(pairs) != filters.terms(document.metadata):
+        if document is not None and set(pairs) != filters.terms(document.metadata):
             terms += 1
     total = sum(int(digest, 16) for (digest,) in store.select("SELECT digest FROM documents"))
     count = store.select("SELECT count(*) FROM chunks JOIN documents USING (document)")[0][0]

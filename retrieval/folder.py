@@ -16,9 +16,16 @@ from typing import Any
 
 from ..models.errors import RestillError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 FORMAT = "restill-index"
 VERSION = 2
 MANIFEST = "index.json"
+
+_LOCK = "restill.lock"
 
 
 def is_index(folder: str | os.PathLike[str]) -> bool:
@@ -64,11 +71,12 @@ def replacing(folder: Path) -> Iterator[Path]:
     """A new folder beside ``folder``, which takes its place at the end; after an error nothing has changed.
 
     On Linux the two change places in one step. Elsewhere there is a moment without: after a kill just then, the
-    folder from before is ``old`` in the hidden folder ``.name.*`` beside it.
+    folder from before is ``old`` in the hidden folder ``.name.*`` beside it. What else kills left there is removed.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        _remove_leftovers(folder)
+        work, lock = _work_folder(folder)
         try:
             fresh, old = work / "new", work / "old"
             fresh.mkdir()
@@ -83,9 +91,52 @@ def replacing(folder: Path) -> Iterator[Path]:
                         os.rename(old, folder)
                     raise
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            os.close(lock)
+            _remove(work, folder)
     except (OSError, sqlite3.Error) as error:
         raise RestillError(f"cannot write the index {folder}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _work_folder(folder: Path) -> tuple[Path, int]:
+    """A hidden folder beside ``folder`` and the lock that says it is in use; whoever dies lets go of it."""
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(work / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks: nobody takes it for a leftover
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            if (work / _LOCK).exists():
+                return work, lock
+            os.close(lock)  # between our two calls another process took it for a leftover
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the work folders of ``folder`` that no living process holds."""
+    if fcntl is None:
+        return
+    prefix = f".{folder.name}."
+    for work in folder.parent.iterdir():
+        if not work.name.startswith(prefix) or "." in work.name.removeprefix(prefix):
+            continue
+        with contextlib.suppress(OSError):  # no folder of ours, or in use
+            lock = os.open(work / _LOCK, os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(work, folder)
+            finally:
+                os.close(lock)
+
+
+def _remove(work: Path, folder: Path) -> None:
+    """Delete a work folder of ``folder``, its lock last: without one, nobody would know the rest for a leftover."""
+    if (work / "old").exists() and not folder.exists():
+        return  # all there is
+    for name in ("new", "old"):
+        shutil.rmtree(work / name, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (work / _LOCK).unlink()
+        work.rmdir()
 
 
 def _exchanged(one: Path, other: Path) -> bool:

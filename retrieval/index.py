@@ -13,16 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from ..models.errors import RestillError
-from . import faiss_file
+from . import faiss_file, store
 from .faiss_file import checked_kind
 from .folder import MANIFEST, is_index, read_manifest, replacing, write_manifest
 from .store import Store
 from .types import Chunk
 from .view import STORE, Snapshot, View
 from .write import Entry, write
-
-LOG_LIMIT = 32 << 20
-"""Bytes of the write-ahead log from which it is written into the store and begun again."""
 
 COMPACT_SHARE, COMPACT_ROWS = 0.2, 20_000
 """A new FAISS file is written when so many rows, and this share of all, are not in the old one, or deleted."""
@@ -160,7 +157,7 @@ class Index:
     def trim_log(self) -> None:
         """Write a long write-ahead log into the store, as far as no older view that is still held needs it."""
         with self._lock:
-            if (self.folder / f"{STORE}-wal").stat().st_size > LOG_LIMIT:
+            if (self.folder / f"{STORE}-wal").stat().st_size > store.LOG_LIMIT:
                 # What our reader sees is the end of the log, so all of it can go to the store. A reader that begins
                 # after that does not need the log, which then starts again; one from before would keep it growing.
                 self.writer.select("PRAGMA wal_checkpoint(PASSIVE)")

@@ -25,6 +25,9 @@ from .types import Chunk, Document
 BUSY_SECONDS = 60.0
 """How long a writer waits for another one."""
 
+LOG_LIMIT = 32 << 20
+"""Bytes of the write-ahead log from which it is written into the store and begun again, and which its file keeps."""
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE documents (
@@ -114,6 +117,7 @@ class Store:
     def _writing(cls, connection: sqlite3.Connection, durable: bool) -> Store:
         connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+        connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")  # else a log once long stays so on the disk
         return cls(connection)
 
     def _reading(self) -> Store:
@@ -202,7 +206,10 @@ class Store:
         statement = f"SELECT {columns} FROM documents WHERE document > ? ORDER BY document LIMIT 1000"
         while batch := self.select(statement, [last]):
             for _, doc_id, title, text, metadata in batch:
-                yield Document(id=doc_id, title=title, text=text, metadata=json.loads(metadata))
+                try:
+                    yield Document(id=doc_id, title=title, text=text, metadata=json.loads(metadata))
+                except (ValueError, RecursionError) as error:
+                    raise damaged(doc_id, error) from error
             last = batch[-1][0]
 
     def rows(self) -> np.ndarray:
@@ -249,7 +256,15 @@ class Store:
 
 def _chunk(row: tuple) -> Chunk:
     values = dict(zip(_FIELDS, row[1:8], strict=True))
-    return Chunk(**values, metadata=json.loads(row[8]), **json.loads(row[9]))
+    try:
+        return Chunk(**values, metadata=json.loads(row[8]), **json.loads(row[9]))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise damaged(row[2], error) from error
+
+
+def damaged(doc_id: str, error: Exception) -> RestillError:
+    """The error of a document whose JSON cannot be read."""
+    return RestillError(f"document {doc_id!r} is damaged ({error}); run `restill index --check`")
 
 
 def _connect(uri: str) -> sqlite3.Connection:
