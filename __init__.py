@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .agents.agent import Agent as Agent
+    from .agents.agent import AgentResult as AgentResult
     from .agents.budget import Budget as Budget
     from .agents.evaluate import EvalReport as EvalReport
     from .agents.evaluate import evaluate as evaluate
     from .agents.question import Question as Question
     from .agents.question import read_questions as read_questions
-    from .agents.react import AgentResult as AgentResult
     from .agents.react import ReActAgent as ReActAgent
     from .agents.rollout import rollout as rollout
     from .agents.run import Run as Run
+    from .agents.search.agent import SearchAgent as SearchAgent
     from .agents.tools import Tool as Tool
     from .agents.tools import ToolResult as ToolResult
     from .agents.trajectory import Step as Step
@@ -44,12 +46,14 @@ if TYPE_CHECKING:
     from .selftrain.world import World as World
 
 _HOMES = {
+    "agents.agent": ["Agent", "AgentResult"],
     "agents.budget": ["Budget"],
     "agents.evaluate": ["EvalReport", "evaluate"],
     "agents.question": ["Question", "read_questions"],
-    "agents.react": ["AgentResult", "ReActAgent"],
+    "agents.react": ["ReActAgent"],
     "agents.rollout": ["rollout"],
     "agents.run": ["Run"],
+    "agents.search.agent": ["SearchAgent"],
     "agents.tools": ["Tool", "ToolResult"],
     "agents.trajectory": ["Step", "Trajectory"],
     "models.chat": ["JaxChatModel"],

@@ -13,7 +13,14 @@ from rich.text import Text
 if TYPE_CHECKING:
     from .agents.trajectory import Observation, Step, Trajectory
 
-_COLOURS = {"answered": "green", "budget": "yellow", "error": "red", "cancelled": "red", "ok": "green"}
+_COLOURS = {
+    "answered": "green",
+    "budget": "yellow",
+    "invalid": "yellow",
+    "error": "red",
+    "cancelled": "red",
+    "ok": "green",
+}
 
 
 def stderr() -> Console:

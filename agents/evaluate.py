@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from ..models.errors import RestillError
 from ..retrieval.intervals import bootstrap_interval, paired_interval
+from .agent import Agent
 from .question import Question
-from .react import ReActAgent
 from .rollout import rollout
 from .run import Key, Run
 from .scores import exact_match, f1, normalise
@@ -126,7 +126,7 @@ class EvalReport(BaseModel):
 
 
 def evaluate(
-    agent: ReActAgent,
+    agent: Agent,
     questions: Iterable[Question],
     *,
     out: str | os.PathLike[str],

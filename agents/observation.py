@@ -59,6 +59,12 @@ def render_observation(
         room -= max(excess, 1)
 
 
+def shorten(text: str, tokens: int, counter: Counter) -> str:
+    """``text``, cut to so many tokens (marked by ``...``)."""
+    ids = counter.encode(text)
+    return text if len(ids) <= tokens else _cut(text, ids, tokens, counter)
+
+
 def fold(text: str) -> str:
     """One line: runs of spaces, line ends and control characters become one space."""
     return _FOLD.sub(" ", well_formed(text)).strip()

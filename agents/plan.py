@@ -17,11 +17,11 @@ class Plan:
     """An agent's options, resolved; shared by all of its runs.
 
     Attributes:
-        grammar: of an ordinary turn; ``None``: unconstrained.
-        finish_grammar: of the last, best-effort turn; ``None`` for models that take no grammar.
+        protocol: how its steps are written, with the version.
         fingerprint: the agent hash.
     """
 
+    protocol: str
     model: Any
     tools: Mapping[str, Tool]
     budget: Budget
@@ -30,9 +30,20 @@ class Plan:
     observation_tokens: int
     step_tokens: int
     hint: Callable[[Question], str] | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReActPlan(Plan):
+    """Of a ReAct agent.
+
+    Attributes:
+        grammar: of an ordinary turn; ``None``: unconstrained.
+        finish_grammar: of the last, best-effort turn; ``None`` for models that take no grammar.
+    """
+
     grammar: str | None
     finish_grammar: str | None
-    fingerprint: str
 
 
 def derive_seed(*parts: object) -> int:

@@ -64,7 +64,7 @@ def few_shot_messages(tools: Sequence[Tool], count: int) -> list[Message]:
 
     They show a search, so they are left out when no tool needs just one string named ``query``.
     """
-    search = _search_tool(tools)
+    search = search_tool(tools)
     if search is None:
         return []
     name, query = search
@@ -80,7 +80,8 @@ def few_shot_messages(tools: Sequence[Tool], count: int) -> list[Message]:
     return messages
 
 
-def _search_tool(tools: Sequence[Tool]) -> tuple[str, str] | None:
+def search_tool(tools: Sequence[Tool]) -> tuple[str, str] | None:
+    """The tool that searches and its one required argument, a string; ``None`` when there is none."""
     for tool in sorted(tools, key=lambda t: t.name != "search"):
         properties = tool.schema.get("properties", {})
         strings = [n for n, spec in properties.items() if isinstance(spec, Mapping) and spec.get("type") == "string"]

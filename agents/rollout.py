@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..models.errors import RestillError
+from .agent import Agent
 from .plan import derive_seed
 from .progress import Progress, progress_bar
 from .question import Question
-from .react import ReActAgent
 from .run import Key, Run
 from .threads import run_sync
 
@@ -28,7 +28,7 @@ class Task:
 
 
 def rollout(
-    agent: ReActAgent,
+    agent: Agent,
     questions: Iterable[Question],
     *,
     out: str | os.PathLike[str],
@@ -42,7 +42,7 @@ def rollout(
 ) -> Run:
     """Run ``agent`` ``samples`` times over each question; log every trajectory in the directory ``out``.
 
-    Calling it again does only what is missing: finished trajectories (status "answered" or "budget") are
+    Calling it again does only what is missing: finished trajectories (status "answered", "budget" or "invalid") are
     never run again or changed, cancelled ones are run again, failed ones once more. A redone trajectory uses
     its own seed again, which follows from ``seed``, the question and the sample's index.
 
@@ -74,7 +74,7 @@ def rollout(
 
 
 async def arollout(
-    agent: ReActAgent,
+    agent: Agent,
     questions: Iterable[Question],
     *,
     out: str | os.PathLike[str],
@@ -115,7 +115,7 @@ async def arollout(
 
 @dataclass
 class _Pool:
-    agent: ReActAgent
+    agent: Agent
     run: Run
     tasks: Iterator[Task]
     deadline: float | None

@@ -7,7 +7,7 @@
     runs/train/trajectories-0-of-1.lock        held by the one process that writes this shard
 
 A line without its end is torn: readers pass it over, the next writer cuts it off. Of several lines with one
-key the last counts; a line with status "answered" or "budget" is final and never gets a successor.
+key the last counts; a line with status "answered", "budget" or "invalid" is final and never gets a successor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .trajectory import Trajectory
 
 MANIFEST = "run.json"
 _SHARD = re.compile(r"trajectories-(\d+)-of-(\d+)\.jsonl")
-FINAL = frozenset({"answered", "budget"})
+FINAL = frozenset({"answered", "budget", "invalid"})
 """Statuses that are never run again."""
 
 

@@ -2,11 +2,12 @@
 
 The token transcript is append-only: ``prompt0``, the sampled turn, what the template and the observation
 add, the next sampled turn, and so on. Sampled ids are never re-tokenised; the loss mask follows from the
-structure.
+structure. (A search agent's code prompts are written anew at each step instead: see ``append_only``.)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,9 @@ from .tool_results import Status as ToolStatus
 
 SCHEMA_VERSION = 1
 
-RunStatus = Literal["answered", "budget", "error", "cancelled"]
+RunStatus = Literal["answered", "budget", "invalid", "error", "cancelled"]
+StepKind = Literal["", "decide", "summarise", "answer", "relevance", "grounding"]
+"""What a step of a search agent is for; a ReAct turn has none."""
 ObservationStatus = ToolStatus | Literal["invalid"]
 
 
@@ -42,6 +45,8 @@ class Sample(_Record):
         sampled_logprobs: per token, log p under the distribution it was drawn from.
         seed: of this request alone.
         cached: prompt tokens whose keys and values were reused.
+        error: why it cannot be read as the step that was asked for; ``None``: it can (or it is a ReAct turn,
+            whose observation says so).
     """
 
     text: str
@@ -52,6 +57,14 @@ class Sample(_Record):
     seed: int = 0
     cached: int = 0
     seconds: Seconds = 0.0
+    error: str | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean -log p per token, of the model itself; infinite when unreadable or without tokens."""
+        if self.error is not None or not self.logprobs:
+            return math.inf
+        return math.exp(-sum(self.logprobs) / len(self.logprobs))
 
 
 class Action(_Record):
@@ -62,7 +75,12 @@ class Action(_Record):
 
 
 class Passage(_Record):
-    """A retrieved passage as the model saw it: its handle ``[n]`` and where it comes from."""
+    """A retrieved passage as the model saw it: its handle ``[n]`` and where it comes from.
+
+    Attributes:
+        text: as shown, where the prompt is built from it anew (search-code-1); else it stands in the
+            observation.
+    """
 
     handle: int
     doc_id: str
@@ -71,6 +89,7 @@ class Passage(_Record):
     start: int
     end: int
     score: float = 0.0
+    text: str = ""
 
     def citation(self) -> Citation:
         """The passage as a citation."""
@@ -103,6 +122,7 @@ class Step(_Record):
     """One model turn and what followed it.
 
     Attributes:
+        kind: what the step is for, in a search agent.
         samples: all turns that were drawn here; ``samples[chosen]`` went on.
         ranking: the order a ranker gave the samples, best first; empty when there was none.
         action: ``None`` when the turn could not be read (then ``observation.status`` is "invalid").
@@ -110,6 +130,7 @@ class Step(_Record):
         forced: drawn under the grammar that only allows ``finish``.
     """
 
+    kind: StepKind = ""
     prompt: Prompt = Prompt()
     samples: list[Sample]
     chosen: int = 0
@@ -152,7 +173,9 @@ class Trajectory(_Record):
         text_only: the model gave no token ids; the trajectory can be read and distilled from, not weighted.
         forced: the answer was drawn under the grammar that only allows ``finish``, after the budget had run
             out.
-        dropped_citations: handles that the answer cited and that never existed.
+        dropped_citations: handles that the answer cited and that never existed (or were never selected).
+        draft: the answer before a search agent's self-checks, and ``draft_citations`` its citations; ``None``
+            when nothing was checked.
         created: seconds since the epoch at the start.
     """
 
@@ -167,6 +190,8 @@ class Trajectory(_Record):
     answer: str | None = None
     citations: list[Citation] = []
     dropped_citations: list[int] = []
+    draft: str | None = None
+    draft_citations: list[Citation] = []
     forced: bool = False
     error: str | None = None
     model: str = ""
@@ -205,6 +230,18 @@ class Trajectory(_Record):
             prompt = before[: step.prompt.shared] + step.prompt.suffix
             yield prompt
             before = prompt + step.sample.tokens
+
+    @property
+    def append_only(self) -> bool:
+        """Whether each prompt goes on from the one before, so that `token_ids` holds every turn; if not, each
+        (prompt, turn) is a sequence of its own.
+        """
+        length = 0
+        for step in self.steps:
+            if step.prompt.shared != length:
+                return False
+            length += len(step.prompt.suffix) + len(step.sample.tokens)
+        return True
 
     def token_ids(self) -> list[int]:
         """The whole transcript, from ``prompt0`` to the last sampled token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -40,11 +41,32 @@ class Transcript(Protocol):
         """The prompt of the step that begins now, relative to the step before."""
         ...
 
-    async def sample(
-        self, *, grammar: str | None, max_tokens: int, temperature: float, seed: int, deadline: float | None
-    ) -> Sample:
-        """Let the model write one turn and append it."""
+    async def draw(
+        self,
+        seeds: Sequence[int],
+        *,
+        grammar: str | None,
+        max_tokens: int,
+        temperature: float,
+        deadline: float | None,
+        stop: tuple[str, ...] = (),
+    ) -> list[Sample]:
+        """Let the model write the turn that comes next, once for each seed."""
         ...
+
+    def keep(self, sample: Sample) -> None:
+        """Go on with this turn."""
+        ...
+
+
+class ChatTranscript(Transcript, Protocol):
+    """A conversation in chat turns, which only grows.
+
+    Attributes:
+        answered: the model's turn has come at least once.
+    """
+
+    answered: bool
 
     @property
     def overhead(self) -> int:
@@ -60,7 +82,63 @@ class ModelFailure(Exception):
     """The model gave no completion; the message says why."""
 
 
-class TokenTranscript(Transcript):
+async def draw_tokens(model: TokenModel, requests: Sequence[Request]) -> list[Sample]:
+    """Carry out requests at once, so that equal prompts are computed once (the engine forks its cache).
+
+    Raises:
+        ModelFailure: the model gave no completion to one of them.
+    """
+    tasks = [asyncio.ensure_future(model.agenerate_tokens(request)) for request in requests]
+    try:
+        completions = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    samples = []
+    for request, completion in zip(requests, completions, strict=True):
+        if completion.finish_reason == "error":
+            raise ModelFailure(completion.error or "the model failed without a message")
+        samples.append(
+            Sample(
+                text=completion.text,
+                tokens=list(completion.tokens),
+                logprobs=list(completion.logprobs),
+                sampled_logprobs=list(completion.sampled_logprobs),
+                finish_reason=completion.finish_reason,
+                seed=request.seed,
+                cached=completion.cached,
+                seconds=completion.seconds,
+            )
+        )
+    return samples
+
+
+async def draw_texts(
+    model: Any, messages: Sequence[Any], seeds: Sequence[int], temperature: float, stop: Sequence[str]
+) -> list[Sample]:
+    """Ask a LangChain chat model once for each seed (which it does not know); cut at the first stop string."""
+    options: dict[str, Any] = {"stop": list(stop)}
+    if temperature > 0:
+        options["temperature"] = temperature
+    tasks = [asyncio.ensure_future(model.ainvoke(messages, **options)) for _ in seeds]
+    try:
+        replies = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    texts = [str(reply.text) for reply in replies]
+    for end in stop:
+        texts = [text.split(end)[0] for text in texts]
+    return [Sample(text=well_formed(text), seed=seed) for text, seed in zip(texts, seeds, strict=True)]
+
+
+def seen_tokens(ids: Sequence[int]) -> Seen:
+    """Hash and length of a prompt in token ids."""
+    text = ",".join(map(str, ids))
+    return Seen(hash=hashlib.sha256(text.encode()).hexdigest(), length=len(ids))
+
+
+class TokenTranscript(ChatTranscript):
     """A conversation in token ids, append-only.
 
     Args:
@@ -76,10 +154,16 @@ class TokenTranscript(Transcript):
         self._tokenizer = model.tokenizer
         self._prefix = tuple(self._tokenizer.chat(seen))
         self._student = list(self._prefix) if seen == student else self._tokenizer.chat(student)
+        self.answered = False
         self._tail: list[int] = []
         self._last: tuple[int, ...] = ()
         self._suffix: list[int] | None = None
         self._overhead = len(self._turn("."))
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """What the model would read now."""
+        return (*self._prefix, *self._tail)
 
     @property
     def length(self) -> int:
@@ -89,8 +173,7 @@ class TokenTranscript(Transcript):
     @property
     def seen(self) -> Seen:
         """Hash and length of the first prompt as the model saw it."""
-        text = ",".join(map(str, self._prefix))
-        return Seen(hash=hashlib.sha256(text.encode()).hexdigest(), length=len(self._prefix))
+        return seen_tokens(self._prefix)
 
     def take_prompt(self) -> Prompt:
         """What this turn adds to the stored prompt: ids, and how many of those before it goes on from."""
@@ -99,33 +182,31 @@ class TokenTranscript(Transcript):
         shared = len(self._student) + len(self._tail) - len(self._suffix)
         return Prompt(shared=shared, suffix=self._suffix)
 
-    async def sample(
-        self, *, grammar: str | None, max_tokens: int, temperature: float, seed: int, deadline: float | None
-    ) -> Sample:
-        """Let the model take its turn; the ids join the conversation as they are."""
-        completion = await self._model.agenerate_tokens(
-            Request(
-                prompt=(*self._prefix, *self._tail),
-                sampling=Sampling(temperature=temperature, max_tokens=max_tokens),
-                seed=seed,
-                grammar=grammar,
-                deadline=deadline,
-            )
+    async def draw(
+        self,
+        seeds: Sequence[int],
+        *,
+        grammar: str | None,
+        max_tokens: int,
+        temperature: float,
+        deadline: float | None,
+        stop: tuple[str, ...] = (),
+    ) -> list[Sample]:
+        """Let the model write its turn once for each seed, all from one prompt."""
+        prompt, sampling = self.ids, Sampling(temperature=temperature, max_tokens=max_tokens)
+        return await draw_tokens(
+            self._model,
+            [
+                Request(prompt=prompt, sampling=sampling, seed=seed, stop=stop, grammar=grammar, deadline=deadline)
+                for seed in seeds
+            ],
         )
-        if completion.finish_reason == "error":
-            raise ModelFailure(completion.error or "the model failed without a message")
-        self._last = completion.tokens
-        self._tail.extend(completion.tokens)
-        return Sample(
-            text=completion.text,
-            tokens=list(completion.tokens),
-            logprobs=list(completion.logprobs),
-            sampled_logprobs=list(completion.sampled_logprobs),
-            finish_reason=completion.finish_reason,
-            seed=seed,
-            cached=completion.cached,
-            seconds=completion.seconds,
-        )
+
+    def keep(self, sample: Sample) -> None:
+        """Append a turn; its ids join the conversation as they are."""
+        self.answered = True
+        self._last = tuple(sample.tokens)
+        self._tail.extend(sample.tokens)
 
     @property
     def overhead(self) -> int:
@@ -141,7 +222,7 @@ class TokenTranscript(Transcript):
         return self._tokenizer.continue_chat(self._last, [{"role": "user", "content": observation}])
 
 
-class TextTranscript(Transcript):
+class TextTranscript(ChatTranscript):
     """A conversation in messages, for any LangChain chat model. A token is taken to be four characters."""
 
     text_only = True
@@ -151,6 +232,7 @@ class TextTranscript(Transcript):
 
         kinds = {"system": SystemMessage, "user": HumanMessage, "assistant": AIMessage}
         self.counter = Characters()
+        self.answered = False
         self._model = model
         self._messages: list[Any] = [kinds[m["role"]](m["content"]) for m in seen]
         text = "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in seen)
@@ -170,19 +252,25 @@ class TextTranscript(Transcript):
         """Nothing: messages have no token ids."""
         return Prompt()
 
-    async def sample(
-        self, *, grammar: str | None, max_tokens: int, temperature: float, seed: int, deadline: float | None
-    ) -> Sample:
-        """Let the model take its turn, up to the observation that some invent."""
+    async def draw(
+        self,
+        seeds: Sequence[int],
+        *,
+        grammar: str | None,
+        max_tokens: int,
+        temperature: float,
+        deadline: float | None,
+        stop: tuple[str, ...] = (),
+    ) -> list[Sample]:
+        """Let the model write its turn, up to the observation that some invent."""
+        return await draw_texts(self._model, self._messages, seeds, temperature, ("\nObservation:", *stop))
+
+    def keep(self, sample: Sample) -> None:
+        """Append a turn."""
         from langchain_core.messages import AIMessage
 
-        options: dict[str, Any] = {"stop": ["\nObservation:"]}
-        if temperature > 0:
-            options["temperature"] = temperature
-        message = await self._model.ainvoke(self._messages, **options)
-        text = well_formed(str(message.text).split("\nObservation:")[0])
-        self._messages.append(AIMessage(text))
-        return Sample(text=text, seed=seed)
+        self.answered = True
+        self._messages.append(AIMessage(sample.text))
 
     @property
     def overhead(self) -> int:
@@ -199,7 +287,7 @@ class TextTranscript(Transcript):
         return len(self.counter.encode(text)) + 4  # the template's share of a turn, about
 
 
-def open_transcript(model: Any, seen: Sequence[Message], student: Sequence[Message]) -> Transcript:
+def open_transcript(model: Any, seen: Sequence[Message], student: Sequence[Message]) -> ChatTranscript:
     """The transcript that fits the model.
 
     Raises:

@@ -33,7 +33,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..agents.react import AgentResult, ReActAgent
+    from ..agents.agent import Agent, AgentResult
 
 
 def ask(
@@ -82,8 +82,8 @@ def ask(
         raise typer.Exit(1)
 
 
-async def _answer(agent: ReActAgent, question: str, *, quiet: bool) -> AgentResult:
-    from ..agents.react import AgentResult
+async def _answer(agent: Agent, question: str, *, quiet: bool) -> AgentResult:
+    from ..agents.agent import AgentResult
     from ..console import show_result, show_step, stderr, stdout
 
     screen, number = stdout(), 0
@@ -105,7 +105,7 @@ def show(
     name: Annotated[
         str | None, typer.Argument(metavar="ID", help="Trajectory or question id, or the beginning of one.")
     ] = None,
-    status: Annotated[str | None, typer.Option(help="Only answered, budget, error or cancelled trajectories.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only answered, budget, invalid, error or cancelled.")] = None,
     limit: LimitOption = None,
     json: JsonOption = False,
 ) -> None:

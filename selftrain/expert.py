@@ -75,9 +75,11 @@ def gold_script(question: Question, handles: Mapping[str, int]) -> list[Turn]:
         RestillError: the question has neither a plan nor gold titles, or no answer.
     """
     if question.metadata.get("plan"):
-        by_document = {d: handles[t] for d, t in zip(question.gold, _titles(question), strict=False) if t in handles}
+        by_document = {
+            d: handles[t] for d, t in zip(question.gold, gold_titles(question), strict=False) if t in handles
+        }
         return world_script(question, by_document)
-    titles = _titles(question)
+    titles = gold_titles(question)
     if not titles or not question.answers:
         raise RestillError(f"question {question.id!r} has no gold_titles or no answers; the expert needs both")
     turns: list[Turn] = []
@@ -93,7 +95,8 @@ def gold_script(question: Question, handles: Mapping[str, int]) -> list[Turn]:
     return [*turns, (thought, "finish", {"answer": question.answers[0], "citations": citations})]
 
 
-def _titles(question: Question) -> list[str]:
+def gold_titles(question: Question) -> list[str]:
+    """Titles of the documents to read, in the order in which to look for them."""
     if plan := question.metadata.get("plan"):
         return [step["entity"] for step in plan]
     return sorted(question.gold_titles, key=lambda t: not _named(t, question))
@@ -107,5 +110,5 @@ def _named(title: str, question: Question) -> bool:
 def _handles(question: Question, text: str) -> dict[str, int]:
     """Number under which an observation first showed each gold title."""
     shown = text[text.rindex("Question: ") :]
-    found = {t: re.search(rf"\[(\d+)\] {re.escape(t)}", shown) for t in _titles(question)}
+    found = {t: re.search(rf"\[(\d+)\] {re.escape(t)}", shown) for t in gold_titles(question)}
     return {t: int(m[1]) for t, m in found.items() if m}

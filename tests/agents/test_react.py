@@ -11,9 +11,10 @@ import pytest
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.runnables import RunnableLambda
 
+from restill.agents.agent import AgentResult
 from restill.agents.budget import Budget
 from restill.agents.question import Question
-from restill.agents.react import AgentResult, ReActAgent
+from restill.agents.react import ReActAgent
 from restill.agents.testing import ScriptedModel, answer, call, make_hit
 from restill.agents.trajectory import Step, Trajectory
 from restill.models.engine.request import Completion
