@@ -44,7 +44,7 @@ def show_step(step: Step, number: int) -> RenderableType:
         rows.append(_row(step.action.tool, Text(_arguments(step.action.arguments), style="cyan")))
     if step.observation is not None:
         rows.extend(_observation(step.observation))
-    head = Text(f"step {number}", style="bold")
+    head = Text(f"step {number}" + (f" · {step.kind}" if step.kind else ""), style="bold")
     head.append(f"  {_seconds(step)}" + ("  answer forced" if step.forced else ""), style="dim")
     return Group(head, *rows)
 

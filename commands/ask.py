@@ -12,9 +12,11 @@ from ..models.errors import RestillError
 from .common import (
     DEFAULT_MODEL,
     AdapterOption,
+    AgentOption,
     DocsOption,
     FewShotOption,
     FollowOption,
+    FormatOption,
     IndexOption,
     JsonOption,
     KOption,
@@ -46,7 +48,9 @@ def ask(
     k: KOption = 3,
     mode: ModeOption = "dense",
     follow: FollowOption = False,
-    steps: StepsOption = 6,
+    agent: AgentOption = "react",
+    format: FormatOption = "compact",
+    steps: StepsOption = None,
     seconds: SecondsOption = 60.0,
     few_shot: FewShotOption = None,
     temperature: TemperatureOption = 0.0,
@@ -62,12 +66,14 @@ def ask(
     """
     if not question.strip():
         raise RestillError("the question is empty; write what to find out")
-    chosen = {"auto": starter_for(model), "none": None}.get(adapter or "none", adapter)
+    chosen = {"auto": starter_for(model) if agent == "react" else None, "none": None}.get(adapter or "none", adapter)
     retriever = open_retriever(index, docs, k, mode, progress=not json)
     with opened_model(model, chosen, precision, slots=1) as chat:
-        agent = make_agent(
+        asked = make_agent(
             chat,
             retriever,
+            agent=agent,
+            format=format,
             steps=steps,
             seconds=seconds,
             follow=follow,
@@ -75,7 +81,7 @@ def ask(
             temperature=temperature,
             seed=seed,
         )
-        result = asyncio.run(_answer(agent, question, quiet=json))
+        result = asyncio.run(_answer(asked, question, quiet=json))
     if json:
         typer.echo(result.model_dump_json(exclude_none=True))
     if result.answer is None:

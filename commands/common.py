@@ -13,7 +13,7 @@ import typer
 from ..models.errors import RestillError
 
 if TYPE_CHECKING:
-    from ..agents.react import ReActAgent
+    from ..agents.agent import Agent
     from ..models.engine.precision import Precision
     from ..retrieval.retriever import Retriever
 
@@ -61,7 +61,20 @@ FollowOption = Annotated[
     bool,
     typer.Option("--follow", help="Give the agent a second tool: what a document leads to.", rich_help_panel=_A),
 ]
-StepsOption = Annotated[int, typer.Option(min=1, help="Budget: steps.", rich_help_panel=_A)]
+AgentOption = Annotated[
+    str,
+    typer.Option(
+        "--agent",
+        help="react: thinks and calls tools freely; search: decides, searches, summarises, answers, checks itself.",
+        rich_help_panel=_A,
+    ),
+]
+FormatOption = Annotated[
+    str, typer.Option("--format", help="Prompts of --agent search: compact or code.", rich_help_panel=_A)
+]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, help="Budget: steps; 6, or 24 with --agent search.", rich_help_panel=_A)
+]
 SecondsOption = Annotated[float, typer.Option(help="Budget: seconds a question.", rich_help_panel=_A)]
 FewShotOption = Annotated[
     int | None,
@@ -173,21 +186,37 @@ def make_agent(
     model: Any,
     retriever: Retriever,
     *,
-    steps: int,
+    agent: str = "react",
+    format: str = "compact",
+    steps: int | None = None,
     seconds: float,
     follow: bool = False,
     few_shot: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
-) -> ReActAgent:
-    """A search agent over one retriever; with ``follow`` it can also read what a document leads to."""
+) -> Agent:
+    """An agent over one retriever; with ``follow``, a ReAct agent can also read what a document leads to.
+
+    Raises:
+        RestillError: no such agent, or ``follow`` with an agent that has one tool.
+    """
     from ..agents.budget import Budget
     from ..agents.react import ReActAgent
+    from ..agents.search.agent import SearchAgent
 
-    return ReActAgent(
+    if agent == "react":
+        tools = [retriever.as_tool(), *([retriever.as_follow_tool()] if follow else [])]
+        budget = Budget(steps=steps or 6, seconds=seconds)
+        return ReActAgent(model, tools, budget=budget, few_shot=few_shot, temperature=temperature, seed=seed)
+    if agent != "search":
+        raise RestillError(f"--agent {agent} is unknown; choose react or search")
+    if follow:
+        raise RestillError("--agent search has one tool; leave out --follow")
+    return SearchAgent(
         model,
-        [retriever.as_tool(), *([retriever.as_follow_tool()] if follow else [])],
-        budget=Budget(steps=steps, seconds=seconds),
+        [retriever.as_tool()],
+        format=format,
+        budget=Budget(steps=steps or 24, seconds=seconds),
         few_shot=few_shot,
         temperature=temperature,
         seed=seed,

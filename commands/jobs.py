@@ -11,10 +11,12 @@ from ..models.errors import RestillError
 from .common import (
     DEFAULT_MODEL,
     AdapterOption,
+    AgentOption,
     ConcurrencyOption,
     DocsOption,
     FewShotOption,
     FollowOption,
+    FormatOption,
     IndexOption,
     JsonOption,
     KOption,
@@ -53,7 +55,9 @@ def rollout(
     k: KOption = 3,
     mode: ModeOption = "dense",
     follow: FollowOption = False,
-    steps: StepsOption = 6,
+    agent: AgentOption = "react",
+    format: FormatOption = "compact",
+    steps: StepsOption = None,
     seconds: SecondsOption = 60.0,
     few_shot: FewShotOption = None,
     temperature: TemperatureOption = 0.0,
@@ -78,9 +82,11 @@ def rollout(
     asked, part = read_questions(questions, limit=limit), _shard(shard)
     retriever = open_retriever(index, docs, k, mode, progress=not json)
     with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
-        agent = make_agent(
+        made = make_agent(
             chat,
             retriever,
+            agent=agent,
+            format=format,
             steps=steps,
             seconds=seconds,
             follow=follow,
@@ -89,7 +95,7 @@ def rollout(
             seed=seed,
         )
         run = run_rollout(
-            agent,
+            made,
             asked,
             out=out,
             samples=samples,
@@ -120,7 +126,9 @@ def evaluate(
     k: KOption = 3,
     mode: ModeOption = "dense",
     follow: FollowOption = False,
-    steps: StepsOption = 6,
+    agent: AgentOption = "react",
+    format: FormatOption = "compact",
+    steps: StepsOption = None,
     seconds: SecondsOption = 60.0,
     few_shot: FewShotOption = None,
     temperature: TemperatureOption = 0.0,
@@ -142,9 +150,11 @@ def evaluate(
     asked = read_questions(questions, limit=limit)
     retriever = open_retriever(index, docs, k, mode, progress=not json)
     with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
-        agent = make_agent(
+        made = make_agent(
             chat,
             retriever,
+            agent=agent,
+            format=format,
             steps=steps,
             seconds=seconds,
             follow=follow,
@@ -153,9 +163,9 @@ def evaluate(
             seed=seed,
         )
         report = run_evaluate(
-            agent,
+            made,
             asked,
-            out=out or home() / "runs" / f"eval-{questions.stem}-{agent.fingerprint[:8]}-seed{seed}",
+            out=out or home() / "runs" / f"eval-{questions.stem}-{made.fingerprint[:8]}-seed{seed}",
             samples=samples,
             seed=seed,
             concurrency=concurrency,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..agents.agent import Agent
 from ..agents.question import Question
-from ..agents.react import ReActAgent
 from ..agents.scores import normalise
 from ..models.errors import RestillError
 from .rest import ReST
 from .trainer import Trainer
 
 
-def refuse(agent: ReActAgent, train: Sequence[Question], held_out: Sequence[Question], method: ReST) -> None:
+def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question], method: ReST) -> None:
     """Find what would fail later.
 
     Raises:

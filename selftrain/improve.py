@@ -18,8 +18,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..agents.agent import Agent
 from ..agents.question import Question
-from ..agents.react import ReActAgent
 from ..agents.run import Run
 from ..agents.trajectory import Trajectory
 from .checks import refuse
@@ -34,7 +34,7 @@ from .rest import Kept, ReST, select, select_random
 
 
 def improve(
-    agent: ReActAgent,
+    agent: Agent,
     questions: Iterable[Question],
     *,
     out: str | os.PathLike[str],
@@ -156,7 +156,7 @@ class _Improvement(Phases):
         self.score("control", "control", agent, trained, len(mixture))
         release(agent)
 
-    def _select(self, agent: ReActAgent, trajectories: list[Trajectory]) -> list[Kept]:
+    def _select(self, agent: Agent, trajectories: list[Trajectory]) -> list[Kept]:
         method, ranker = self.method, self.method.ranker
         bind = getattr(ranker, "bind", None)
         ranker = ranker if bind is None else bind(agent.model)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..agents.agent import Agent
 from ..agents.evaluate import EvalReport, evaluate
 from ..agents.protocol import PROTOCOL
 from ..agents.question import Question
-from ..agents.react import ReActAgent
 from ..agents.rollout import rollout
 from ..agents.run import Run
 from ..agents.trajectory import Trajectory
@@ -37,7 +37,7 @@ class Phases:
     def __init__(
         self,
         job: Job,
-        agent: ReActAgent,
+        agent: Agent,
         train: list[Question],
         held_out: list[Question],
         method: ReST,
@@ -51,7 +51,7 @@ class Phases:
         self.scored: list[tuple[str, EvalReport]] = []
         self.arms: list[Arm] = []
 
-    def roll_out(self, name: str, agent: ReActAgent, questions: Sequence[Question], samples: int) -> tuple[Run, str]:
+    def roll_out(self, name: str, agent: Agent, questions: Sequence[Question], samples: int) -> tuple[Run, str]:
         """The run of ``agent`` over ``questions``, and a hash of what came out."""
         folder, seed = self.job.out / name / "rollout", _seed(self.seed, name)
         inputs = {
@@ -160,7 +160,7 @@ class Phases:
         self,
         name: str,
         arm: str,
-        agent: ReActAgent,
+        agent: Agent,
         adapter: Path | None = None,
         trajectories: int | None = None,
     ) -> None:
@@ -212,7 +212,7 @@ class Phases:
             checkpoint, start = load_decoder(str(start)), None
         return Trainer(checkpoint.config, checkpoint.params, train, start=start, tokenizer=checkpoint.tokenizer)
 
-    def equip(self, trained: Path) -> ReActAgent:
+    def equip(self, trained: Path) -> Agent:
         """The agent with what training made."""
         model = self.agent.model
         if (trained / "adapter_config.json").is_file():
@@ -227,7 +227,7 @@ class Phases:
             Console(stderr=True).print(text, style="bold", highlight=False)
 
 
-def release(agent: ReActAgent) -> None:
+def release(agent: Agent) -> None:
     """Stop the engine: training needs its memory. It starts again when it is used."""
     close = getattr(agent.model, "close", None)
     if close is not None:

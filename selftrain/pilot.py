@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..agents.agent import Agent
 from ..agents.question import Question
-from ..agents.react import ReActAgent
 from ..agents.scores import normalise
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
@@ -63,7 +63,7 @@ class Pilot:
             )
         return random.Random(f"pilot {seed}").sample(fit, min(self.questions, len(fit)))
 
-    def guided(self, agent: ReActAgent, questions: Sequence[Question]) -> ReActAgent:
+    def guided(self, agent: Agent, questions: Sequence[Question]) -> Agent:
         """The agent that makes the pilot's trajectories."""
         if isinstance(self.guide, str):
             model: Any = ExpertModel(agent.model.tokenizer, questions)
