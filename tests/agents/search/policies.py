@@ -39,7 +39,7 @@ def kind_of(prompt: str, format: str) -> StepKind:
     """What a prompt asks for."""
     if format == "code":
         return next(kind for kind, line in _INSTRUCTIONS.items() if prompt.startswith(f'"""{line}"""'))  # type: ignore[return-value]
-    last = prompt.rsplit("<|im_start|>user\n", 1)[1].split("<|im_end|>")[0].splitlines()[-1]
+    last = prompt.removesuffix("<|im_end|>\n<|im_start|>assistant\n").rsplit("\n", 1)[-1]
     return _REQUESTS.get(last, "decide")  # type: ignore[return-value]
 
 
@@ -52,8 +52,9 @@ def random_policy(format: str, *, valid: float, going_on: float, seed: int = 0, 
         kind = kind_of(prompt, format)
         if rng.random() > valid:
             return rng.choice(_BROKEN)
-        found = re.findall(r"link_id=(\d+), link" if format == "code" else r"\[(\d+)\] ", prompt)
-        shown = sorted({int(n) for n in found})[-2:]
+        results = prompt.rsplit("CURRENT_SEARCH_RESULTS" if format == "code" else "Observation: ", 1)[-1]
+        found = re.findall(r"link_id=(\d+), link" if format == "code" else r"\[(\d+)\] ", results)
+        shown = sorted({int(n) for n in found})
         invented = [40] if rng.random() > valid else []
         picked = [*(n for n in shown if rng.random() < 0.6), *invented]
         items = [ResultItem(link_id=n, link_text="t", snippet="s") for n in picked]

@@ -26,21 +26,19 @@ _seen: Counter[str] = Counter()
 
 _options = st.fixed_dictionaries(
     {
-        "searches": st.sampled_from([0, 1, 3, 10]),
+        "searches": st.sampled_from([10, 3, 0]),
         "samples": st.integers(1, 3),
         "temperature": st.sampled_from([0.0, 0.5]),
         "checks": st.booleans(),
         "few_shot": st.integers(0, 1),
         "constrained": st.booleans(),
-        "budget": st.builds(
-            Budget, steps=st.sampled_from([24, 24, 5]), tokens=st.sampled_from([None, None, 6000, 9000])
-        ),
+        "budget": st.builds(Budget, steps=st.sampled_from([24, 5]), tokens=st.sampled_from([None, 3000, 6000])),
     }
 )
 _policies = st.fixed_dictionaries(
     {
-        "valid": st.sampled_from([0.5, 0.9, 1.0]),
-        "going_on": st.sampled_from([0.3, 0.7, 1.0]),
+        "valid": st.sampled_from([1.0, 0.9, 0.5]),
+        "going_on": st.sampled_from([0.7, 0.3, 1.0]),
         "seed": st.integers(0, 10**6),
     }
 )
