@@ -78,10 +78,10 @@ class StateGraph(Generic[State]):
         return path
 
     def mermaid(self) -> str:
-        """The graph as Mermaid source, with what edges spend in brackets."""
+        """The graph as Mermaid source, with what edges spend in parentheses."""
         lines = ["stateDiagram-v2", f"    [*] --> {self.start}"]
         for edge in self.edges:
-            notes = [edge.when, f"[one of {edge.spends}]" if edge.spends else ""]
+            notes = [edge.when, f"(one of {edge.spends})" if edge.spends else ""]
             label = " ".join(note for note in notes if note)
             target = "[*]" if edge.target == END else edge.target
             lines.append(f"    {edge.source} --> {target}" + (f": {label}" if label else ""))

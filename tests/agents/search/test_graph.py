@@ -78,4 +78,4 @@ def test_the_mermaid_text_has_every_edge() -> None:
     shown = set(re.findall(r"    (\S+) --> (\S+?)(?::|$)", graph.mermaid(), re.MULTILINE))
     named = {(edge.source, "[*]" if edge.target == END else edge.target) for edge in graph.edges}
     assert shown == named | {("[*]", "decide")}
-    assert "decide --> search: Search [one of searches]" in graph.mermaid()
+    assert "decide --> search: Search (one of searches)" in graph.mermaid()
