@@ -66,15 +66,18 @@ class CodeFormat(PromptFormat):
     citation = re.compile(r"\[link_id=(\d{1,6})\]")
 
     def open(self, model: Any, state: SearchState, *, few_shot: int, hint: str | None) -> Pages:
+        """The prompts, at the first decision."""
         first = self.page("decide", state, few_shot=few_shot, hint=hint)
         pages = open_pages(model, first, self.page("decide", state))
         pages.few_shot, pages.hint = few_shot, hint
         return pages
 
     def measure(self, transcript: Pages, kind: StepKind, state: SearchState) -> int:
+        """Tokens of this step's prompt."""
         return transcript.measure(self._seen(transcript, kind, state))
 
     def ask(self, transcript: Pages, kind: StepKind, state: SearchState) -> None:
+        """Put this step's prompt in the place of the one before."""
         transcript.show(self._seen(transcript, kind, state), self.page(kind, state))
 
     def _seen(self, transcript: Pages, kind: StepKind, state: SearchState) -> str:
@@ -98,6 +101,7 @@ class CodeFormat(PromptFormat):
         return [found[round(n * (len(found) - 1) / max(count - 1, 1))] for n in range(count)]
 
     def grammar(self, kind: StepKind, state: SearchState) -> str:
+        """One regular expression a step, with the links that may be named, up to the end mark."""
         text, thought = _string(MAX_TEXT), f"thoughts={_string(MAX_TEXT)}"
         comment = rf"# [^\x00-\x20\x7f][^\x00-\x1f\x7f]{{0,{MAX_TEXT - 1}}}\n"
         slot = rf"ACTION_SELECTED: {SLOTS[kind]} = "
@@ -118,9 +122,11 @@ class CodeFormat(PromptFormat):
         return f"start: TURN\nTURN: /{turn}\\n# \\[END\\]/\n"
 
     def parse(self, kind: StepKind, text: str, state: SearchState) -> PastAction:
+        """Read an output; raises RestillError when it is no such step."""
         return read_output(kind, text, state, self.citation)
 
     def write(self, kind: StepKind, action: PastAction, state: SearchState) -> str:
+        """The output that stands for an action, end mark included."""
         slot = f"ACTION_SELECTED: {SLOTS[kind]} = "
         if isinstance(action, Search):
             text = f" ActionWrapper(thoughts={action.thoughts!r}, action=Search(query={action.query!r}))"
@@ -144,12 +150,15 @@ class CodeFormat(PromptFormat):
         return f"{text}\n{END_MARK}"
 
     def read(self, text: str) -> tuple[StepKind, SearchState]:
+        """What a prompt asks for, and its state."""
         return read_page(text, _INSTRUCTIONS)
 
     def cite(self, answer: str, ids: Iterable[int]) -> str:
+        """``Oslo [link_id=1] [link_id=3]``."""
         return " ".join([answer, *(f"[link_id={n}]" for n in ids)])
 
     def show(self, result: ToolResult, first: int, counter: Counter, max_tokens: int) -> tuple[str, list[ResultItem]]:
+        """``SearchResult(links=[ResultItem(...), ...])``, each snippet cut to an equal share, and the items."""
         share = max(max_tokens // max(len(result.hits), 1), 4)
         items = [
             ResultItem(

@@ -76,21 +76,25 @@ class CompactFormat(PromptFormat):
     citation = re.compile(r"\[(\d{1,6})\]")
 
     def open(self, model: Any, state: SearchState, *, few_shot: int, hint: str | None) -> ChatTranscript:
+        """The conversation, at the question."""
         system = {"role": "system", "content": SYSTEM}
         student = [system, _user(_asked(state))]
         seen = [system, *self._examples(few_shot), _user(_asked(state, hint))]
         return open_transcript(model, seen, student)
 
     def measure(self, transcript: ChatTranscript, kind: StepKind, state: SearchState) -> int:
+        """Tokens with the request for this step."""
         if not transcript.answered:
             return transcript.length
         return transcript.length + transcript.overhead + len(transcript.counter.encode(_request(kind, state)))
 
     def ask(self, transcript: ChatTranscript, kind: StepKind, state: SearchState) -> None:
+        """Append the request for this step (the question is one already)."""
         if transcript.answered:
             transcript.observe(_request(kind, state))
 
     def grammar(self, kind: StepKind, state: SearchState) -> str:
+        """One regular expression a step, with the links that may be named."""
         if kind == "decide":
             ways = rf"(Search: {_LINE}{{0,{MAX_TEXT - 1}}}|Terminate)" if state.searches_left else "Terminate"
             turn = rf"Thought: {_LINE}{{0,{MAX_TEXT - 1}}}\n{ways}"
@@ -105,6 +109,7 @@ class CompactFormat(PromptFormat):
         return f"start: TURN\nTURN: /{turn}/\n"
 
     def parse(self, kind: StepKind, text: str, state: SearchState) -> PastAction:
+        """Read a turn; raises RestillError when it is no such step."""
         if len(text) > MAX_OUTPUT:
             raise RestillError(f"the turn has more than {MAX_OUTPUT} characters")
         form = {"decide": _DECIDE, "summarise": _SUMMARISE, "answer": _ANSWER}.get(kind, _CHECK)
@@ -126,6 +131,7 @@ class CompactFormat(PromptFormat):
         return CheckAnswer() if match[1] else ReviseAnswer(revised_answer=checked_answer(match[2], self.citation))
 
     def write(self, kind: StepKind, action: PastAction, state: SearchState) -> str:
+        """The turn that stands for an action."""
         if isinstance(action, Search):
             return f"Thought: {action.thoughts}\nSearch: {action.query}"
         if isinstance(action, Terminate):
@@ -138,12 +144,15 @@ class CompactFormat(PromptFormat):
         return f"Revise: {action.revised_answer}" if isinstance(action, ReviseAnswer) else "Passed"
 
     def read(self, text: str) -> tuple[StepKind, SearchState]:
+        """What a prompt asks for, and its state."""
         return read_chat(text)
 
     def cite(self, answer: str, ids: Iterable[int]) -> str:
+        """``Oslo [1][3]``."""
         return f"{answer} {''.join(f'[{n}]' for n in ids)}".strip()
 
     def show(self, result: ToolResult, first: int, counter: Counter, max_tokens: int) -> tuple[str, list[ResultItem]]:
+        """``Observation: [1] Title: text [2] ...`` on one line, and the items without their texts."""
         # The text of the passages stands in the observation, once.
         items = [
             ResultItem(link_id=n, link_text=fold(hit.chunk.title), snippet="")

@@ -51,20 +51,25 @@ class TokenPages(Pages):
 
     @property
     def length(self) -> int:
+        """Tokens of the prompt as the model sees it."""
         return len(self.ids)
 
     def measure(self, page: str) -> int:
+        """Tokens of a prompt."""
         return len(self.counter.encode(page))
 
     @property
     def seen(self) -> Seen:
+        """Hash and length of the first prompt as the model saw it."""
         return self._first or seen_tokens(self.ids)
 
     def show(self, seen: str, student: str) -> None:
+        """Put the next prompt: as the model sees it, and as it is stored."""
         self.ids = tuple(self.counter.encode(seen))
         self._student = list(self.ids) if seen == student else self.counter.encode(student)
 
     def take_prompt(self) -> Prompt:
+        """The stored prompt, relative to the one before and its output."""
         self._first = self._first or seen_tokens(self.ids)
         shared = common_prefix(self._before, self._student)
         return Prompt(shared=shared, suffix=self._student[shared:])
@@ -79,6 +84,7 @@ class TokenPages(Pages):
         deadline: float | None,
         stop: tuple[str, ...] = (),
     ) -> list[Sample]:
+        """Let the model write, once for each seed, all from one prompt."""
         sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
         return await draw_tokens(
             self._model,
@@ -89,6 +95,7 @@ class TokenPages(Pages):
         )
 
     def keep(self, sample: Sample) -> None:
+        """Go on with this output; it stays out of the next prompt, unless the state has it."""
         self._before = [*self._student, *sample.tokens]
 
 
@@ -107,19 +114,24 @@ class TextPages(Pages):
 
     @property
     def length(self) -> int:
+        """Tokens of the prompt as the model sees it."""
         return self.measure(self._page)
 
     def measure(self, page: str) -> int:
+        """Tokens of a prompt."""
         return len(self.counter.encode(page))
 
     @property
     def seen(self) -> Seen:
+        """Hash and length of the first prompt as the model saw it."""
         return self._seen
 
     def show(self, seen: str, student: str) -> None:
+        """Put the next prompt: as the model sees it, and as it is stored."""
         self._page = seen
 
     def take_prompt(self) -> Prompt:
+        """The stored prompt, relative to the one before and its output."""
         return Prompt()
 
     async def draw(
@@ -132,11 +144,13 @@ class TextPages(Pages):
         deadline: float | None,
         stop: tuple[str, ...] = (),
     ) -> list[Sample]:
+        """Let the model write, once for each seed, all from one prompt."""
         from langchain_core.messages import HumanMessage
 
         return await draw_texts(self._model, [HumanMessage(self._page)], seeds, temperature, stop)
 
     def keep(self, sample: Sample) -> None:
+        """Go on with this output; it stays out of the next prompt, unless the state has it."""
         pass
 
 
