@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .retrieval.types import Citation as Citation
     from .retrieval.types import Document as Document
     from .retrieval.types import Hit as Hit
+    from .selftrain.distill import distill as distill
     from .selftrain.improve import improve as improve
     from .selftrain.rest import ReST as ReST
     from .selftrain.world import World as World
@@ -66,6 +67,7 @@ _HOMES = {
     "models.tokenizer": ["Tokenizer"],
     "retrieval.retriever": ["Retriever"],
     "retrieval.types": ["Chunk", "Citation", "Document", "Hit"],
+    "selftrain.distill": ["distill"],
     "selftrain.improve": ["improve"],
     "selftrain.rest": ["ReST"],
     "selftrain.world": ["World"],

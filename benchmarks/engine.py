@@ -40,14 +40,14 @@ GRAMMAR = r'start: "Thought: " /[^\n]{600,}/ "\nAction: " /[a-z]+/'
 
 
 class Served:
-    """An engine in a process of its own (``systems.py``)."""
+    """A system under test in a process of its own: a program beside this one that answers JSON with JSON."""
 
-    def __init__(self, *where: str) -> None:
-        command = [sys.executable, str(HERE / "systems.py"), *where]
+    def __init__(self, *where: str, program: str = "systems.py") -> None:
+        command = [sys.executable, str(HERE / program), *where]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.load_seconds = self._answer()["seconds"]
 
-    def ask(self, what: str, **arguments: Any) -> dict[str, float]:
+    def ask(self, what: str = "", **arguments: Any) -> dict[str, float]:
         """One measurement."""
         assert self._process.stdin
         self._process.stdin.write(json.dumps({"what": what, **arguments}) + "\n")

@@ -143,6 +143,11 @@ class Tokenizer:
             variables=variables,
         )
 
+    def with_json(self, hf_json: str) -> Tokenizer:
+        """Another ``tokenizer.json`` with the same chat template, end-of-sequence and padding tokens."""
+        eos, pad = (str(self._full.id_to_token(id)) for id in (self.eos_id, self.pad_id))
+        return Tokenizer(hf_json, eos=eos, pad=pad, chat_template=self.chat_template, variables=self._variables)
+
     # -- text
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
@@ -248,7 +253,7 @@ class Tokenizer:
     @cached_property
     def _bytes(self) -> list[bytes]:
         added = {id: token.content for id, token in self._full.get_added_tokens_decoder().items()}
-        table = _byte_table() if self._byte_level else None
+        table = byte_table() if self._byte_level else None
         size = max(self._full.get_vocab(with_added_tokens=True).values()) + 1
         out = []
         for i in range(size):
@@ -268,15 +273,20 @@ def _without(data: Mapping[str, Any], control: Mapping[str, int]) -> str:
     """``data`` as tokenizer.json text, control tokens taken out of added tokens, vocabulary and merges."""
     model, gone = dict(data["model"]), control.keys()
     model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in gone}
-    pairs = (tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"])
-    model["merges"] = [list(p) for p in pairs if not {*p, "".join(p)} & gone]
+    model["merges"] = [list(p) for p in merge_pairs(model) if not {*p, "".join(p)} & gone]
     if model.get("unk_token") in control:
         model["unk_token"] = None
     added = [t for t in data["added_tokens"] if t["content"] not in control]
     return json.dumps({**data, "model": model, "added_tokens": added, "post_processor": None})
 
 
-def _byte_table() -> dict[str, int]:
+def merge_pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The merges of a BPE model of a ``tokenizer.json``, by rank; older files write each as one string."""
+    split = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+    return [(left, right) for left, right in split]
+
+
+def byte_table() -> dict[str, int]:
     """GPT-2's printable stand-ins for the 256 bytes (openai/gpt-2, encoder.py)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(b): b for b in printable}

@@ -8,6 +8,7 @@ logits exist only at loss positions, a chunk at a time.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -85,53 +86,70 @@ def head_of(config: DecoderConfig, params: Leaves) -> Array:
     return params["embed"] if config.tie_embeddings else params["lm_head"]
 
 
+@dataclass(frozen=True)
+class Head:
+    """How the loss treats the output head: ``[V, D]`` (tied) or ``[D, V]``, with a gradient or frozen."""
+
+    tied: bool
+    trained: bool = False
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def weighted_nll(tied: bool, hidden: Array, head: Array, ids: Array, weights: Array, count: Array) -> Array:
-    """Sum of ``-weights * log p(ids)`` over the first ``count`` rows of ``hidden [N, D]`` (normed).
+def cross_entropy(
+    head: Head, hidden: Array, kernel: Array, ids: Array, shares: Array, weights: Array, count: Array
+) -> Array:
+    """Sum of ``-weights * sum_k shares_k * log p(ids_k)`` over the first ``count`` rows of ``hidden [N, D]`` (normed).
 
-    The head gets no gradient. ``count`` is dynamic: a batch with few targets costs little, and nothing
-    recompiles.
+    A target is a distribution over few tokens: ``ids, shares [N, K]``, shares that sum to one, ids that differ (where
+    a share is 0 any id). One token with share 1 is the usual loss; sampled teacher tokens with their shares are
+    distillation (Gemma 3, 2503.19786, section 2). ``count`` is dynamic: a batch with few targets costs little, and
+    nothing recompiles.
     """
-    return _nll(tied, hidden, head, ids, weights, count)[0]
+    return _entropy(head, hidden, kernel, ids, shares, weights, count)[0]
 
 
-def _nll(tied: bool, hidden: Array, head: Array, ids: Array, weights: Array, count: Array) -> tuple[Array, Array]:
-    """The sum, and its gradient in ``hidden``: one pass, no logits are kept."""
+def _entropy(
+    head: Head, hidden: Array, kernel: Array, ids: Array, shares: Array, weights: Array, count: Array
+) -> tuple[Array, tuple[Array, Array | None]]:
+    """The sum, and its gradients in ``hidden`` and ``kernel``: one pass, no logits are kept."""
     rows = hidden.shape[0]
     chunk = min(LOSS_CHUNK, rows)
 
-    def body(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        index, total, grad = state
+    def body(state: tuple[Array, Array, Array, Array | None]) -> tuple[Array, Array, Array, Array | None]:
+        index, total, grad, kernel_grad = state
         start = jnp.minimum(index * chunk, rows - chunk)
-        h, y, w = (jax.lax.dynamic_slice_in_dim(part, start, chunk) for part in (hidden, ids, weights))
+        h, y, s, w = (jax.lax.dynamic_slice_in_dim(part, start, chunk) for part in (hidden, ids, shares, weights))
         # The last chunk may overlap the one before when rows is no multiple of chunk: count each row once.
         fresh = jnp.where(start + jnp.arange(chunk) >= index * chunk, w, 0.0)
-        logits = h @ (head.T if tied else head)
+        logits = h @ (kernel.T if head.tied else kernel)
         logsum = jax.nn.logsumexp(logits, axis=-1)
-        picked = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
-        p = jnp.exp(logits - logsum[:, None])
-        mean = p @ (head if tied else head.T)
-        step = w[:, None] * (mean - (head[y] if tied else head[:, y].T))
+        picked = (s * jnp.take_along_axis(logits, y, axis=1)).sum(-1)
+        # The gradient in the logits: what the model says less what it should have said.
+        off = jnp.exp(logits - logsum[:, None]).at[jnp.arange(chunk)[:, None], y].add(-s)
+        step = w[:, None] * (off @ (kernel if head.tied else kernel.T))
+        if kernel_grad is not None:
+            h = fresh[:, None] * h
+            kernel_grad = kernel_grad + (off.T @ h if head.tied else h.T @ off)
         return (
             index + 1,
             total + jnp.sum(fresh * (logsum - picked)),
             jax.lax.dynamic_update_slice_in_dim(grad, step, start, 0),
+            kernel_grad,
         )
 
-    def more(state: tuple[Array, Array, Array]) -> Array:
+    def more(state: tuple[Array, Array, Array, Array | None]) -> Array:
         return state[0] * chunk < count
 
-    start = (jnp.int32(0), jnp.float32(0), jnp.zeros_like(hidden))
-    _, total, grad = jax.lax.while_loop(more, body, start)
-    return total, grad
+    zeros = jnp.zeros_like(kernel) if head.trained else None
+    _, total, grad, kernel_grad = jax.lax.while_loop(
+        more, body, (jnp.int32(0), jnp.float32(0), jnp.zeros_like(hidden), zeros)
+    )
+    return total, (grad, kernel_grad)
 
 
-def _nll_forward(tied: bool, hidden: Array, head: Array, ids: Array, weights: Array, count: Array) -> Any:
-    return _nll(tied, hidden, head, ids, weights, count)
+def _backward(head: Head, grads: tuple[Array, Array | None], seed: Array) -> Any:
+    hidden, kernel = grads
+    return seed * hidden, None if kernel is None else seed * kernel, None, None, None, None
 
 
-def _nll_backward(tied: bool, grad: Array, seed: Array) -> Any:
-    return seed * grad, None, None, None, None
-
-
-weighted_nll.defvjp(_nll_forward, _nll_backward)
+cross_entropy.defvjp(_entropy, _backward)

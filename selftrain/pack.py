@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..models.errors import RestillError
 from .mixture import Example
+
+if TYPE_CHECKING:
+    from .teacher import TeacherTargets
 
 IntArray = NDArray[np.int32]
 PAD = -1
@@ -90,30 +94,42 @@ def epoch_order(rows: int, *, seed: int, epoch: int) -> IntArray:
     return np.random.default_rng([seed, epoch]).permutation(rows).astype(np.int32)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Targets:
-    """The loss positions of a batch of rows, first the real ones, then padding with weight 0.
+def micro_batch(
+    rows: PackedRows, part: IntArray, size: int, teacher: TeacherTargets | None = None
+) -> dict[str, NDArray[Any] | np.int32]:
+    """Arrays of ``size`` rows, of which ``part`` gives the numbers; rows that are missing are padding.
 
-    Attributes:
-        at: ``[B*L]`` int32, index into the flattened rows of the hidden state that predicts.
-        ids: ``[B*L]`` int32, the token to predict.
-        weights: ``[B*L]`` f32.
-        count: how many are real.
+    ``tokens``, ``positions`` and ``segments`` are ``[size, L]``. The others list the loss positions (N = size * L), the
+    real ones first: ``at [N]`` int32, index into the flattened rows of the hidden state that predicts; ``ids [N, K]``
+    int32 and ``shares [N, K]`` f32, the distribution to learn (the token itself, or what the teacher's samples say);
+    ``weights [N]`` f32, 0 on padding; ``count``, how many are real.
     """
+    pad = size - len(part)
 
-    at: IntArray
-    ids: IntArray
-    weights: NDArray[np.float32]
-    count: int
+    def take(values: NDArray[Any], fill: int) -> NDArray[Any]:
+        return np.pad(values[part], ((0, pad), (0, 0)), constant_values=fill)
 
-
-def targets(tokens: IntArray, weights: NDArray[np.float32]) -> Targets:
-    """Loss positions of rows ``tokens, weights [B, L]``."""
-    flat = tokens.size
+    tokens, weights = take(rows.tokens, 0), take(rows.weights, 0)
+    positions, segments = take(rows.positions, 0), take(rows.segments, PAD)
     where = np.flatnonzero(weights.reshape(-1)).astype(np.int32)
-    at, ids, w = np.zeros(flat, np.int32), np.zeros(flat, np.int32), np.zeros(flat, np.float32)
-    # An example's first token has no weight, so position i - 1 is in the same row and segment.
-    at[: len(where)] = where - 1
-    ids[: len(where)] = tokens.reshape(-1)[where]
-    w[: len(where)] = weights.reshape(-1)[where]
-    return Targets(at=at, ids=ids, weights=w, count=len(where))
+    if teacher is None:
+        found = tokens.reshape(-1)[where][:, None], np.ones((len(where), 1), np.float32)
+    else:
+        found = teacher.at(segments.reshape(-1)[where], positions.reshape(-1)[where])
+
+    def fill(values: NDArray[Any]) -> NDArray[Any]:
+        out = np.zeros((tokens.size, *values.shape[1:]), values.dtype)
+        out[: len(where)] = values
+        return out
+
+    return {
+        "tokens": tokens,
+        "positions": positions,
+        "segments": segments,
+        # An example's first token has no weight, so position i - 1 is in the same row and segment.
+        "at": fill(where - 1),
+        "ids": fill(found[0]),
+        "shares": fill(found[1]),
+        "weights": fill(weights.reshape(-1)[where]),
+        "count": np.int32(len(where)),
+    }

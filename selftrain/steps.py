@@ -12,7 +12,7 @@ import optax
 from jax import Array
 
 from ..models.config import DecoderConfig
-from .loss import final_norm, head_of, run_layers, weighted_nll
+from .loss import Head, cross_entropy, final_norm, head_of, run_layers
 
 if TYPE_CHECKING:
     from .trainer import TrainConfig
@@ -56,10 +56,13 @@ class TrainSteps:
                 params = {**params, **trained}
             else:
                 lora = {**lora, **trained}
+            if train.embeddings:
+                x = params["embed"][batch["tokens"].reshape(-1)]
             x = run_layers(config, params, lora, scale, x, batch["positions"], batch["segments"], high)
-            hidden = final_norm(config, params, x[batch["at"]])
-            head = head_of(config, params)
-            return weighted_nll(config.tie_embeddings, hidden, head, batch["ids"], batch["weights"], batch["count"])
+            hidden, kernel = final_norm(config, params, x[batch["at"]]), head_of(config, params)
+            head = Head(config.tie_embeddings, train.embeddings)
+            target = (batch["ids"], batch["shares"], batch["weights"], batch["count"])
+            return cross_entropy(head, hidden, kernel, *target)
 
         def accumulate(sums: Any, trained: Leaves, params: Leaves, lora: Leaves, x: Array, batch: Leaves) -> Any:
             grads, total, denominator = sums
@@ -91,8 +94,10 @@ class TrainSteps:
         """Copies on the device, which the steps may donate."""
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
 
-    def lower(self, batch: Leaves) -> Array:
-        """Hidden states ``[B*L, D]`` that enter the first trained layer."""
+    def lower(self, batch: Leaves) -> Any:
+        """Hidden states ``[B*L, D]`` that enter the first trained layer; where that is the embedding, nothing."""
+        if self.train.embeddings:
+            return np.zeros(0, np.float32)
         return self._lower(self._params, self._frozen, batch["tokens"], batch["positions"], batch["segments"])
 
     def accumulate(self, trained: Leaves, x: Any, batch: Leaves) -> None:
@@ -100,7 +105,8 @@ class TrainSteps:
         if self._sums is None:
             zeros = jax.tree.map(jnp.zeros_like, dict(trained))
             self._sums = (zeros, jnp.float32(0), jnp.float32(0))
-        batch = {name: leaf for name, leaf in batch.items() if name != "tokens"}
+        unused = None if self.train.embeddings else "tokens"
+        batch = {name: leaf for name, leaf in batch.items() if name != unused}
         self._sums = self._accumulate(self._sums, trained, self._params, self._frozen, x, batch)
 
     def update(self, trained: Leaves, state: Any, step: int) -> tuple[Any, Any, float, float]:

@@ -21,12 +21,13 @@ from ..models.lora import find_adapter, init_lora, load_peft, merge, save_peft
 from .checkpoint import Checkpoints, LossLog
 from .files import hash_json, read_json, write_json
 from .mixture import Mixture
-from .pack import PAD, PackedRows, epoch_order, pack, targets
+from .pack import PAD, PackedRows, epoch_order, micro_batch, pack
 from .progress import Meter
 from .steps import TrainSteps
 
 if TYPE_CHECKING:
     from ..models.tokenizer import Tokenizer
+    from .teacher import TeacherTargets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,8 @@ class TrainConfig:
     Only ``rows``, ``row_length``, ``rank``, ``frozen_layers`` and ``method`` shape the compiled program.
 
     Attributes:
-        method: low-rank leaves, or all matmuls and norms above ``frozen_layers`` (never the embeddings).
+        method: low-rank leaves, or all matmuls and norms above ``frozen_layers``.
+        embeddings: with ``method="full"``: train the embedding too, and the head where that is a weight of its own.
         rank, alpha: LoRA (Hu et al. 2106.09685); the update is scaled by ``alpha / rank``.
         lr: peak rate; linear ``warmup`` (share of all steps), then cosine to a tenth.
         rows, row_length: a micro batch is ``[rows, row_length]`` tokens; memory grows with it.
@@ -48,6 +50,7 @@ class TrainConfig:
     """
 
     method: Literal["lora", "full"] = "lora"
+    embeddings: bool = False
     rank: int = 16
     alpha: float = 32.0
     lr: float = 2e-3
@@ -70,12 +73,20 @@ class TrainConfig:
                 raise RestillError(f"{name}={getattr(self, name)} must be at least 1")
         if self.method not in ("lora", "full"):
             raise RestillError(f"method={self.method!r} is unknown; use 'lora' or 'full'")
+        if self.embeddings and (self.method != "full" or self.frozen_layers):
+            raise RestillError(
+                f"embeddings=True with method={self.method!r} and frozen_layers={self.frozen_layers}: "
+                "they are trained by method='full' with frozen_layers=0"
+            )
         if self.lr <= 0 or self.clip <= 0 or not 0 <= self.warmup < 1:
             raise RestillError(f"lr={self.lr} and clip={self.clip} must be positive, warmup={self.warmup} in [0, 1)")
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the result, to the last bit: all but how often to save."""
-        aside = ("checkpoint_seconds", "checkpoint_steps")
+        """What decides the result, to the last bit: all but how often to save.
+
+        A knob that is newer than the first runs is left out at its default, so that those can go on.
+        """
+        aside = {"checkpoint_seconds", "checkpoint_steps"} | (set() if self.embeddings else {"embeddings"})
         return {k: v for k, v in asdict(self).items() if k not in aside}
 
 
@@ -122,6 +133,7 @@ class Trainer:
         mixture: Mixture,
         *,
         out: str | os.PathLike[str],
+        teacher: TeacherTargets | None = None,
         manifest: Mapping[str, Any] | None = None,
         progress: bool = False,
     ) -> Path:
@@ -130,11 +142,18 @@ class Trainer:
         ``out`` appears when it is complete: an adapter folder, or a model folder for ``method="full"``, with
         ``manifest.json`` and ``train_log.jsonl``. Until then the state lies in ``<out>.training``.
 
+        Args:
+            teacher: what to learn at each weighted position of ``mixture``, instead of its token.
+
         Raises:
-            RestillError: ``out`` or its unfinished state belongs to another mixture or recipe.
+            RestillError: ``out`` or its unfinished state belongs to another mixture or recipe, or ``teacher`` to
+                another mixture.
         """
         out = Path(out)
         identity = self._identity(mixture)
+        if teacher is not None:
+            teacher.check(mixture, self.train.row_length)
+            identity["teacher"] = teacher.fingerprint
         if out.is_dir():
             _check_same(out, (read_json(out / "manifest.json") or {}).get("training"), identity)
             return out
@@ -144,7 +163,7 @@ class Trainer:
         write_json(work / "identity.json", identity)
         rows = pack(mixture, self.train.row_length)
         enable_compile_cache()
-        leaves, summary = self._run(rows, work, progress)
+        leaves, summary = self._run(rows, teacher, work, progress)
         facts = {
             **(manifest or {}),
             "training": identity,
@@ -176,12 +195,16 @@ class Trainer:
             if self.start is not None:
                 params = merge(params, given, alpha=self.start.alpha)
             names = [f"layers.{i}.{m}" for i in upper for m in (*MATMULS, "attn_norm", "mlp_norm")] + ["norm"]
+            if train.embeddings:
+                names += [name for name in ("embed", "lm_head") if name in params]
             return {n: np.asarray(params[n], np.float32) for n in names}, {}, params
         fresh = init_lora(config, rank=train.rank, key=jax.random.key(train.seed), layers=upper)
         trained = {n: np.asarray(given.get(n, leaf), np.float32) for n, leaf in fresh.items()}
         return trained, {n: leaf for n, leaf in given.items() if n not in fresh}, dict(self.params)
 
-    def _run(self, rows: PackedRows, work: Path, progress: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _run(
+        self, rows: PackedRows, teacher: TeacherTargets | None, work: Path, progress: bool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         train = self.train
         trained, frozen, params = self._initial()
         per_epoch = -(-len(rows) // (train.rows * train.accumulate))
@@ -204,7 +227,8 @@ class Trainer:
                 chosen = order[index * size : (index + 1) * size]
                 for at in range(0, len(chosen), train.rows):
                     part = chosen[at : at + train.rows]
-                    steps.accumulate(trained, hidden.of(part), _batch(rows, part, train.rows))
+                    batch = micro_batch(rows, part, train.rows, teacher)
+                    steps.accumulate(trained, hidden.of(part), batch)
                     seen += int((rows.segments[part] != PAD).sum())
                 trained, optimiser, loss, norm = steps.update(trained, optimiser, step)
                 now = time.monotonic()
@@ -247,37 +271,17 @@ class _Hidden:
     def of(self, part: np.ndarray) -> Any:
         """Hidden states ``[B*L, D]`` of rows ``part``, padded to a full micro batch."""
         if self.store is None:
-            return self.steps.lower(_batch(self.rows, part, self.size))
+            return self.steps.lower(micro_batch(self.rows, part, self.size))
         for row in part:
             if int(row) not in self.store:
                 # Always computed beside the same neighbours, so that a resumed run gets the same bits.
                 first = int(row) // self.size * self.size
-                group = np.arange(first, min(first + self.size, len(self.rows)))
-                hidden = np.asarray(self.steps.lower(_batch(self.rows, group, self.size)))
+                group = np.arange(first, min(first + self.size, len(self.rows)), dtype=np.int32)
+                hidden = np.asarray(self.steps.lower(micro_batch(self.rows, group, self.size)))
                 self.store.update(zip(group.tolist(), hidden.reshape(self.size, -1, hidden.shape[-1]), strict=False))
         found = [self.store[int(row)] for row in part]
         found += [found[-1]] * (self.size - len(part))  # no targets there: any finite value will do
         return np.concatenate(found)
-
-
-def _batch(rows: PackedRows, part: np.ndarray, size: int) -> dict[str, Any]:
-    """Arrays of a micro batch ``[size, L]``; rows that are missing are padding."""
-    pad = size - len(part)
-
-    def take(values: np.ndarray, fill: int) -> np.ndarray:
-        return np.pad(values[part], ((0, pad), (0, 0)), constant_values=fill)
-
-    tokens, weights = take(rows.tokens, 0), take(rows.weights, 0)
-    found = targets(tokens, weights)
-    return {
-        "tokens": tokens,
-        "positions": take(rows.positions, 0),
-        "segments": take(rows.segments, PAD),
-        "at": found.at,
-        "ids": found.ids,
-        "weights": found.weights,
-        "count": np.int32(found.count),
-    }
 
 
 def _check_same(path: Path, saved: Any, wanted: dict[str, Any]) -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from restill.models.decoder import MATMULS, attention, causal_mask, forward, param_shapes
 from restill.models.errors import RestillError
-from restill.selftrain.loss import final_norm, head_of, packed_attention, run_layers, weighted_nll
+from restill.selftrain.loss import Head, cross_entropy, final_norm, head_of, packed_attention, run_layers
 from restill.selftrain.mixture import Example
-from restill.selftrain.pack import PAD, epoch_order, pack, targets
+from restill.selftrain.pack import PAD, epoch_order, micro_batch, pack
 
 from .tiny import CONFIG, examples, padded, random_params
 
@@ -40,13 +40,13 @@ def test_every_token_is_kept_exactly_once(count: int, length: int, seed: int) ->
 @given(st.integers(1, 20), st.integers(0, 10_000))
 def test_targets_point_at_the_token_before_in_the_same_segment(count: int, seed: int) -> None:
     rows = pack(examples(count, seed=seed), 40)
-    found = targets(rows.tokens, rows.weights)
-    segments, tokens = rows.segments.reshape(-1), rows.tokens.reshape(-1)
-    at = found.at[: found.count]
-    assert found.count == np.count_nonzero(rows.weights)
+    found = micro_batch(rows, np.arange(len(rows)), len(rows))
+    segments, tokens, count = rows.segments.reshape(-1), rows.tokens.reshape(-1), found["count"]
+    at = found["at"][:count]
+    assert count == np.count_nonzero(rows.weights)
     assert (segments[at] == segments[at + 1]).all()
-    assert (tokens[at + 1] == found.ids[: found.count]).all()
-    assert not found.weights[found.count :].any()
+    assert (tokens[at + 1] == found["ids"][:count, 0]).all()
+    assert not found["weights"][count:].any()
 
 
 def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
@@ -95,9 +95,10 @@ def _hidden(params: dict, lora: dict, tokens: np.ndarray, positions: np.ndarray,
 
 
 def _packed_loss(lora: dict, params: dict, rows: object) -> jax.Array:
-    found = targets(rows.tokens, rows.weights)
-    hidden = _hidden(params, lora, rows.tokens, rows.positions, rows.segments)[found.at]
-    return weighted_nll(True, hidden, head_of(CONFIG, params), found.ids, found.weights, found.count)
+    found = micro_batch(rows, np.arange(len(rows)), len(rows))
+    hidden = _hidden(params, lora, rows.tokens, rows.positions, rows.segments)[found["at"]]
+    target = (found["ids"], found["shares"], found["weights"], found["count"])
+    return cross_entropy(Head(tied=True), hidden, head_of(CONFIG, params), *target)
 
 
 def _plain_loss(lora: dict, params: dict, listed: list[Example]) -> jax.Array:
@@ -141,18 +142,22 @@ def test_blocked_attention_equals_a_plain_one(length: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 128, 129, 200])
 @pytest.mark.parametrize("tied", [True, False])
-def test_chunked_loss_equals_log_softmax(count: int, tied: bool) -> None:
-    keys = jax.random.split(jax.random.key(0), 3)
+@pytest.mark.parametrize("width", [1, 5])
+def test_chunked_loss_and_its_gradients_equal_log_softmax(count: int, tied: bool, width: int) -> None:
+    keys = jax.random.split(jax.random.key(0), 4)
     hidden, head = jax.random.normal(keys[0], (200, 8)), jax.random.normal(keys[1], (40, 8))
-    ids = jax.random.randint(keys[2], (200,), 0, 40)
+    ids = jnp.argsort(jax.random.uniform(keys[2], (200, 40)))[:, :width]  # that differ
+    shares = jax.nn.softmax(jax.random.normal(keys[3], (200, width)))
     weights = jnp.where(jnp.arange(200) < count, jnp.linspace(-1, 2, 200), 0.0)
 
-    def plain(h: jax.Array) -> jax.Array:
+    def plain(h: jax.Array, head: jax.Array) -> jax.Array:
         logp = jax.nn.log_softmax(h @ head.T)
-        return -(weights * logp[jnp.arange(200), ids]).sum()
+        return -(weights[:, None] * shares * jnp.take_along_axis(logp, ids, 1)).sum()
 
-    def ours(h: jax.Array) -> jax.Array:
-        return weighted_nll(tied, h, head if tied else head.T, ids, weights, jnp.int32(count))
+    def ours(h: jax.Array, head: jax.Array) -> jax.Array:
+        kernel = head if tied else head.T
+        return cross_entropy(Head(tied, trained=True), h, kernel, ids, shares, weights, jnp.int32(count))
 
-    assert float(jax.jit(ours)(hidden)) == pytest.approx(float(jax.jit(plain)(hidden)), rel=1e-5, abs=1e-5)
-    np.testing.assert_allclose(jax.jit(jax.grad(ours))(hidden), jax.jit(jax.grad(plain))(hidden), atol=1e-5)
+    assert float(jax.jit(ours)(hidden, head)) == pytest.approx(float(plain(hidden, head)), rel=1e-5, abs=1e-5)
+    for got, expected in zip(*(jax.jit(jax.grad(f, (0, 1)))(hidden, head) for f in (ours, plain)), strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-5)

@@ -1,0 +1,170 @@
+"""Small students of a large teacher: the teacher with layers removed, or a nano model over a pruned vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .checkpoint.load import Checkpoint
+from .config import DecoderConfig
+from .decoder import param_shapes
+from .errors import RestillError
+from .vocabulary import PrunedVocabulary, prune_vocabulary
+
+HEAD_DIM = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewerLayers:
+    """The teacher's weights with layers removed (see :func:`kept_layers`).
+
+    Attributes:
+        layers: how many stay.
+        prune: also cut the vocabulary to what the mixture needs.
+    """
+
+    layers: int
+    prune: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nano:
+    """A Llama from random weights over a pruned vocabulary (see :func:`nano_config`).
+
+    Attributes:
+        parameters: the most it may have, its embeddings (tied) included.
+    """
+
+    parameters: int
+
+
+Student = FewerLayers | Nano
+
+
+def parse_student(text: str) -> Student:
+    """``"nano:1.3m"``, ``"layers:10"`` or ``"layers:10,pruned"``.
+
+    Raises:
+        RestillError: none of these.
+    """
+    kind, _, rest = text.strip().lower().partition(":")
+    size, _, flag = rest.partition(",")
+    try:
+        if kind == "nano" and not flag:
+            unit = {"k": 1e3, "m": 1e6}.get(size[-1:], 1.0)
+            return Nano(parameters=round(float(size.rstrip("km")) * unit))
+        if kind == "layers" and flag in ("", "pruned"):
+            return FewerLayers(layers=int(size), prune=bool(flag))
+    except ValueError:
+        pass
+    raise RestillError(f"student {text!r} is unknown; write nano:1.3m, layers:10 or layers:10,pruned")
+
+
+def kept_layers(total: int, keep: int) -> tuple[int, ...]:
+    """Which of ``total`` layers stay: the first, the last, and between them evenly spaced ones.
+
+    The first and the last do what no other layer does (they meet the embedding and the head), and the residual
+    stream tolerates gaps between neighbours (DistilBERT, 1910.01108, takes every second layer for the same reason).
+
+    Raises:
+        RestillError: ``keep`` is not between 2 and ``total``.
+    """
+    if not 2 <= keep <= total:
+        raise RestillError(f"cannot keep {keep} of {total} layers; keep between 2 and {total}")
+    return tuple(round(i * (total - 1) / (keep - 1)) for i in range(keep))
+
+
+def nano_config(vocab_size: int, parameters: int, *, max_positions: int = 4096) -> DecoderConfig:
+    """The Llama of at most ``parameters`` parameters: as wide as it goes at a depth of width / 32, then deeper.
+
+    The width is a multiple of 32 (one head each, every key-value head its own), the feed-forward 8/3 as wide,
+    embeddings are tied; at least 2 layers, because copying from the context takes two (Olsson et al. 2209.11895).
+
+    Raises:
+        RestillError: the smallest such model has more parameters.
+    """
+
+    def shape(width: int, layers: int) -> DecoderConfig:
+        return DecoderConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            num_layers=layers,
+            num_heads=width // HEAD_DIM,
+            num_kv_heads=width // HEAD_DIM,
+            head_dim=HEAD_DIM,
+            intermediate_size=-(-8 * width // (3 * 32)) * 32,
+            max_positions=max_positions,
+        )
+
+    def fits(width: int, layers: int) -> bool:
+        return parameter_count(shape(width, layers)) <= parameters
+
+    width, layers = HEAD_DIM, 2
+    if not fits(width, layers):
+        least = parameter_count(shape(width, layers))
+        raise RestillError(f"no model over {vocab_size} tokens has {parameters} parameters; the smallest has {least}")
+    while fits(width + HEAD_DIM, max(2, (width + HEAD_DIM) // 32)):
+        width += HEAD_DIM
+    layers = max(2, width // 32)
+    while fits(width, layers + 1):
+        layers += 1
+    return shape(width, layers)
+
+
+def parameter_count(config: DecoderConfig) -> int:
+    """Weights of a decoder of this shape."""
+    return sum(int(np.prod(shape)) for shape in param_shapes(config).values())
+
+
+def make_student(
+    teacher: Checkpoint, student: Student, seen: Iterable[int], *, seed: int = 0
+) -> tuple[Checkpoint, PrunedVocabulary | None]:
+    """The student before training, and its vocabulary where that is not the teacher's.
+
+    Args:
+        seen: the teacher's ids that a pruned vocabulary must hold.
+        seed: of a nano model's weights.
+    """
+    if isinstance(student, FewerLayers):
+        config, params = _without_layers(teacher, student.layers)
+        if not student.prune:
+            return Checkpoint(teacher.name, config, params, teacher.tokenizer, ""), None
+        vocabulary = prune_vocabulary(teacher.tokenizer, seen)
+        size = len(vocabulary.ids)
+        params["embed"] = _rows(params["embed"], vocabulary)
+        if "lm_head" in params:
+            params["lm_head"] = np.ascontiguousarray(_rows(params["lm_head"].T, vocabulary).T)
+        return Checkpoint(teacher.name, replace(config, vocab_size=size), params, vocabulary.tokenizer, ""), vocabulary
+    vocabulary = prune_vocabulary(teacher.tokenizer, seen)
+    config = nano_config(len(vocabulary.ids), student.parameters, max_positions=teacher.config.max_positions)
+    return Checkpoint("nano", config, _fresh(config, seed), vocabulary.tokenizer, ""), vocabulary
+
+
+def _without_layers(teacher: Checkpoint, keep: int) -> tuple[DecoderConfig, dict[str, np.ndarray]]:
+    params = {name: leaf for name, leaf in teacher.params.items() if not name.startswith("layers.")}
+    for new, old in enumerate(kept_layers(teacher.config.num_layers, keep)):
+        prefix = f"layers.{old}."
+        for name, leaf in teacher.params.items():
+            if name.startswith(prefix):
+                params[f"layers.{new}.{name.removeprefix(prefix)}"] = leaf
+    return replace(teacher.config, num_layers=keep), params
+
+
+def _rows(table: np.ndarray, vocabulary: PrunedVocabulary) -> np.ndarray:
+    """The teacher's rows; bytes that it lacks start as the mean row."""
+    rows = np.asarray(table, np.float32)[vocabulary.shared]
+    new = np.repeat(rows.mean(0, keepdims=True), len(vocabulary.ids) - len(rows), 0)
+    return np.concatenate([rows, new])
+
+
+def _fresh(config: DecoderConfig, seed: int) -> dict[str, np.ndarray]:
+    """Normal with deviation 0.02, what each block adds to the residual smaller by sqrt(2 layers) (GPT-2's rule)."""
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name, shape in param_shapes(config).items():
+        scale = 0.02 / (2 * config.num_layers) ** 0.5 if name.split(".")[-1] in ("o", "down") else 0.02
+        fresh = np.ones(shape) if len(shape) == 1 else rng.normal(scale=scale, size=shape)
+        params[name] = fresh.astype(np.float32)
+    return params
