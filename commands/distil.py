@@ -88,4 +88,4 @@ def _texts(paths: list[Path]) -> list[str]:
         return []
     from ..retrieval.load import load
 
-    return [f"{document.title}\n{document.text}" for document in load(*paths)]
+    return [f"{document.title}\n{document.text}" for document in load(*paths).documents]

@@ -14,7 +14,7 @@ from restill.cli import app
 from restill.commands.common import open_retriever
 from restill.models.testing import save_tiny, save_tiny_encoder
 
-COMMANDS = ["pull", "index", "ask", "rollout", "improve", "eval", "eval-retrieval", "show", "world"]
+COMMANDS = ["pull", "index", "ask", "rollout", "improve", "distill", "eval", "eval-retrieval", "show", "world"]
 QUICK = ["--few-shot", "0", "--steps", "1", "--seconds", "60"]
 
 
@@ -299,3 +299,16 @@ def test_ask_works_with_a_remote_model(place):
         server.server_close()
     assert result["answer"] == "Hallow Works" and result["citations"]
     assert result["trajectory"]["text_only"]
+
+
+def test_distill_makes_a_model_folder_from_a_mixture(place, tmp_path):
+    from restill.models.testing import tiny_checkpoint
+    from restill.selftrain.mixture import Example, Mixture
+
+    ids = tiny_checkpoint().tokenizer.encode("Thought: I need to find who built it.")
+    Mixture.of([Example(tokens=tuple(ids), weights=(0.0, *[1.0] * (len(ids) - 1)))]).save(tmp_path / "mixture.jsonl")
+    common = ["distill", tmp_path / "mixture.jsonl", "--student", "nano:60k", "--epochs", 1, "--row-length", 32]
+    report = json.loads(run(*common, "--out", tmp_path / "job", "--logits", "--docs", place / "docs", "--json").stdout)
+    assert report["parameters"]["student"] <= 60_000 and report["train"]["steps"] == 1
+    assert (tmp_path / "job" / "model" / "model.safetensors").is_file()
+    assert "nano:1.3m" in run(*common[:3], "huge", "--out", tmp_path / "other", code=1).stderr

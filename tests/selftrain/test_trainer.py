@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from restill.models.checkpoint.safetensors import load_decoder_folder
 from restill.models.decoder import forward
 from restill.models.errors import RestillError
 from restill.models.lora import WEIGHTS, load_peft
@@ -81,6 +82,31 @@ def test_full_training_moves_only_the_upper_layers_and_opens_as_a_model(tmp_path
     assert moved == {n for n in base.params if n.startswith("layers.1.")} | {"norm"}
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_training_the_embeddings_has_the_gradient_of_the_whole_model(params: dict, tmp_path: Path, tied: bool) -> None:
+    from restill.models.testing import tiny_tokenizer
+
+    config, data = replace(CONFIG, tie_embeddings=tied), mixture(6)
+    if not tied:
+        params = {**params, "lm_head": np.random.default_rng(5).normal(size=(16, 96)).astype(np.float32)}
+    train = _with(method="full", embeddings=True, frozen_layers=0, epochs=1, rows=8)
+    out = Trainer(config, params, train, tokenizer=tiny_tokenizer()).fit(data, out=tmp_path / "model")
+    tokens, weights = padded(data)
+
+    def loss(params: dict) -> jax.Array:
+        logp = jax.nn.log_softmax(forward(config, params, tokens))[:, :-1]
+        picked = jax.numpy.take_along_axis(logp, tokens[:, 1:, None], axis=2)[..., 0]
+        return -(picked * weights[:, 1:]).sum() / np.abs(weights).sum()
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    norm = np.sqrt(sum((np.asarray(leaf, np.float64) ** 2).sum() for leaf in gradient.values()))
+    (row,) = LossLog(out / "train_log.jsonl").rows()
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    trained = load_decoder_folder(out)[1]
+    assert params.keys() == trained.keys()
+    assert all(not np.array_equal(params[name], trained[name]) for name in params)
+
+
 def test_caching_the_frozen_layers_changes_nothing_that_matters(params: dict, tmp_path: Path) -> None:
     kept = Trainer(CONFIG, params, QUICK).fit(mixture(), out=tmp_path / "a")
     anew = Trainer(CONFIG, params, _with(cache_gb=0.0)).fit(mixture(), out=tmp_path / "b")
@@ -122,6 +148,8 @@ def test_a_finished_folder_is_returned_and_another_recipe_refused(params: dict, 
         ({"rank": 0}, "rank=0"),
         ({"method": "dora"}, "dora"),
         ({"method": "full"}, "tokenizer"),
+        ({"embeddings": True}, "embeddings=True"),
+        ({"embeddings": True, "method": "full"}, "frozen_layers=1"),
     ],
 )
 def test_bad_settings_are_named(params: dict, changes: dict, message: str) -> None:
