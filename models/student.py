@@ -79,8 +79,9 @@ def kept_layers(total: int, keep: int) -> tuple[int, ...]:
 def nano_config(vocab_size: int, parameters: int, *, max_positions: int = 4096) -> DecoderConfig:
     """The Llama of at most ``parameters`` parameters: as wide as it goes at a depth of width / 32, then deeper.
 
-    The width is a multiple of 32 (one head each, every key-value head its own), the feed-forward 8/3 as wide,
-    embeddings are tied; at least 2 layers, because copying from the context takes two (Olsson et al. 2209.11895).
+    The width is a multiple of 32 (one head each), the feed-forward 8/3 as wide, embeddings are tied; all heads share one
+    key-value head (Shazeer 1911.02150), because the engine's time with so small a model goes into reading the cache. At
+    least 2 layers: copying from the context takes two (Olsson et al. 2209.11895).
 
     Raises:
         RestillError: the smallest such model has more parameters.
@@ -92,7 +93,7 @@ def nano_config(vocab_size: int, parameters: int, *, max_positions: int = 4096) 
             hidden_size=width,
             num_layers=layers,
             num_heads=width // HEAD_DIM,
-            num_kv_heads=width // HEAD_DIM,
+            num_kv_heads=1,
             head_dim=HEAD_DIM,
             intermediate_size=-(-8 * width // (3 * 32)) * 32,
             max_positions=max_positions,

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +56,20 @@ class TeacherTargets:
     counts: NDArray[np.uint16] = field(repr=False)
     facts: dict[str, Any]
 
-    @property
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.cumsum(self.lengths) - self.lengths
+
+    @cached_property
     def width(self) -> int:
         """Entries that the fullest position needs, a power of two, so that few programs are compiled."""
-        return 1 << int(max(np.diff(self.offsets).max(initial=1), 1) - 1).bit_length()
+        return 1 << int(self._sizes.max(initial=1) - 1).bit_length()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over facts and content."""
         digest = hashlib.sha256(hash_json(self.facts).encode())
@@ -70,8 +79,8 @@ class TeacherTargets:
 
     def at(self, examples: NDArray[Any], positions: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Ids and shares ``[n, width]`` at these ``positions`` of these ``examples``; unused entries are 0."""
-        place = (np.cumsum(self.lengths) - self.lengths)[examples] + positions
-        first, size = self.offsets[place], np.diff(self.offsets)[place]
+        place = self._starts[examples] + positions
+        first, size = self.offsets[place], self._sizes[place]
         column = np.arange(self.width)
         used = column < size[:, None]
         entry = np.where(used, first[:, None] + column, 0)
@@ -88,7 +97,7 @@ class TeacherTargets:
             raise RestillError("the teacher's targets belong to another mixture; sample them again")
         learnt = np.concatenate([np.asarray(e.weights) != 0 for e in mixture])
         inside = np.concatenate([np.arange(len(e.tokens)) < row_length for e in mixture])
-        if (learnt & inside & (np.diff(self.offsets) == 0)).any():
+        if (learnt & inside & (self._sizes == 0)).any():
             raise RestillError(
                 "a weighted position of the mixture has no teacher target (a negative weight, or rows longer than the "
                 f"{self.facts.get('row_length')} tokens that the teacher read); sample them again"
