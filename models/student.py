@@ -79,9 +79,9 @@ def kept_layers(total: int, keep: int) -> tuple[int, ...]:
 def nano_config(vocab_size: int, parameters: int, *, max_positions: int = 4096) -> DecoderConfig:
     """The Llama of at most ``parameters`` parameters: as wide as it goes at a depth of width / 32, then deeper.
 
-    The width is a multiple of 32 (one head each), the feed-forward 8/3 as wide, embeddings are tied; all heads share one
-    key-value head (Shazeer 1911.02150), because the engine's time with so small a model goes into reading the cache. At
-    least 2 layers: copying from the context takes two (Olsson et al. 2209.11895).
+    The width is a multiple of 32 (one head each), the feed-forward 8/3 as wide, embeddings are tied; all heads share
+    one key-value head (Shazeer 1911.02150), because the engine's time with so small a model goes into reading the
+    cache. At least 2 layers: copying from the context takes two (Olsson et al. 2209.11895).
 
     Raises:
         RestillError: the smallest such model has more parameters.
