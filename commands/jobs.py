@@ -36,6 +36,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from ..agents.evaluate import EvalReport
     from ..selftrain.rest import ReST
 
 QuestionsArgument = Annotated[
@@ -136,6 +137,10 @@ def evaluate(
     concurrency: ConcurrencyOption = 32,
     seed: SeedOption = 0,
     limit: LimitOption = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="ADAPTER", help="Also judge every answer against the known ones with this judge adapter."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Score the agent against known answers: exact match and F1 with 95 % intervals.
@@ -172,11 +177,26 @@ def evaluate(
             deadline=2 * seconds,
             progress=True,
         )
+    judged = None if judge is None else _judged(report, judge, precision)
     if json:
-        print_json(report.model_dump(mode="json"))
+        print_json({**report.model_dump(mode="json"), **({} if judged is None else {"judged": judged})})
     else:
         stdout().print(report.table())
+        if judged is not None:
+            stdout().print(f"accepted by the judge {judge}: {100 * judged:.1f} %", markup=False, soft_wrap=True)
         stdout().print(f"trajectories in {report.run}", markup=False, soft_wrap=True)
+
+
+def _judged(report: EvalReport, adapter: str, precision: str) -> float:
+    from ..models.lora import find_adapter, load_peft
+    from ..selftrain.feedback_adapter import speaks
+    from ..selftrain.judge import JUDGE_FORMAT, Judge
+
+    base = load_peft(find_adapter(adapter)).info.manifest.get("base", DEFAULT_MODEL)
+    with opened_model(str(base), adapter, precision, slots=16) as chat:
+        if not speaks(chat, JUDGE_FORMAT):
+            raise RestillError(f"--judge {adapter!r} is no judge adapter; train one with benchmarks/judge.py")
+        return Judge(model=chat).share_right(report)
 
 
 def improve(

@@ -10,11 +10,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..agents.trajectory import Step, Trajectory
+from ..agents.trajectory import Sample, Step, Trajectory
 from ..models.errors import RestillError
 from .files import write_atomic
+
+Mode = Literal["trajectory", "step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,8 @@ class Example:
         tokens: ids.
         weights: as many; ``weights[i]`` weighs -log p(tokens[i] | tokens[:i]). Zero on everything that is
             not the model's own; may be negative (push down).
-        provenance: question key, sample index, agent hash, score.
+        provenance: question key, sample index, agent hash, score; for an example of one step also its index,
+            kind, the place of its target among the samples, and whether a ranker put that in.
     """
 
     tokens: tuple[int, ...]
@@ -76,17 +79,34 @@ class Mixture(Sequence[Example]):
         return cls(tuple(reversed(unique.values())))
 
     @classmethod
-    def from_trajectories(cls, trajectories: Iterable[Trajectory], *, scores: Iterable[float] | None = None) -> Mixture:
-        """One example per trajectory: the un-hinted transcript, weight 1 on the model's own good turns.
+    def from_trajectories(
+        cls,
+        trajectories: Iterable[Trajectory],
+        *,
+        scores: Iterable[float] | None = None,
+        mode: Mode = "trajectory",
+    ) -> Mixture:
+        """What to learn from trajectories: every good turn, or where a step is ranked its best sample instead.
 
-        Turns that could not be read as an action, and turns forced by the finishing grammar, have weight 0.
+        Turns that could not be read as an action, and turns forced by the finishing grammar, have weight 0,
+        everything else that the model (or, for a replaced target, the ranker's choice) wrote has weight 1. Few-shot
+        examples and hints are in no prompt.
+
+        Args:
+            scores: one a trajectory, for the provenance.
+            mode: "trajectory": one sequence each, wherever prompts only grow (a turn that a ranker replaced has
+                weight 0 in it and becomes an example of its own); identical sequences count once. "step": one
+                example a step, prompt and target (Aksitov et al. 2312.10003), as many as there are good steps.
 
         Raises:
-            RestillError: a trajectory has no token ids.
+            RestillError: a trajectory has no token ids, or an unknown mode.
         """
+        if mode not in ("trajectory", "step"):
+            raise RestillError(f"mode={mode!r} is unknown; use 'trajectory' or 'step'")
         listed = list(trajectories)
         given = [None] * len(listed) if scores is None else list(scores)
-        return cls.of(_example(t, s) for t, s in zip(listed, given, strict=True))
+        examples = [e for t, s in zip(listed, given, strict=True) for e in _examples(t, s, mode)]
+        return cls.of(examples) if mode == "trajectory" else cls(tuple(e for e in examples if e.targets))
 
     def save(self, path: Path) -> None:
         """Write JSONL, one example a line, atomically."""
@@ -143,19 +163,28 @@ def is_good(step: Step) -> bool:
     return readable and not step.forced
 
 
-def _example(trajectory: Trajectory, score: float | None) -> Example:
-    if trajectory.text_only or any(not step.sample.tokens and step.sample.text for step in trajectory.steps):
-        raise RestillError(
-            f"trajectory {trajectory.id} has no token ids (its model speaks text only); "
-            "roll out with a JaxChatModel to train on its own tokens"
-        )
-    tokens: list[int] = []
-    weights: list[float] = []
-    for step in trajectory.steps:
-        shared, suffix, own = step.prompt.shared, step.prompt.suffix, step.sample.tokens
-        weight = 1.0 if is_good(step) else 0.0
-        tokens = tokens[:shared] + suffix + own
-        weights = weights[:shared] + [0.0] * len(suffix) + [weight] * len(own)
+def target(step: Step) -> tuple[int, bool]:
+    """(place of the sample to learn, whether it replaces what went on): the ranker's first, else what went on.
+
+    A first choice that says the same as what went on replaces nothing.
+    """
+    first = step.ranking[0] if step.ranking else step.chosen
+    replaced = _content(step.samples[first]) != _content(step.sample)
+    return (first, True) if replaced else (step.chosen, False)
+
+
+def _content(sample: Sample) -> tuple[int, ...] | str:
+    return tuple(sample.tokens) or sample.text
+
+
+def _examples(trajectory: Trajectory, score: float | None, mode: Mode) -> Iterator[Example]:
+    targets = [target(step) for step in trajectory.steps]
+    for step, (place, _) in zip(trajectory.steps, targets, strict=True):
+        if trajectory.text_only or any(s.text and not s.tokens for s in (step.sample, step.samples[place])):
+            raise RestillError(
+                f"trajectory {trajectory.id} has no token ids (its model speaks text only); "
+                "roll out with a JaxChatModel to train on its own tokens"
+            )
     source: dict[str, Any] = {
         "question_key": trajectory.question_key,
         "sample": trajectory.sample,
@@ -164,4 +193,27 @@ def _example(trajectory: Trajectory, score: float | None) -> Example:
     }
     if score is not None:
         source["score"] = round(float(score), 6)
-    return Example(tokens=tuple(tokens), weights=tuple(weights), provenance=source)
+    whole = mode == "trajectory" and trajectory.append_only
+    if whole:
+        tokens: list[int] = []
+        weights: list[float] = []
+        for step, (_, replaced) in zip(trajectory.steps, targets, strict=True):
+            weight = 1.0 if is_good(step) and not replaced else 0.0
+            tokens += step.prompt.suffix + step.sample.tokens
+            weights += [0.0] * len(step.prompt.suffix) + [weight] * len(step.sample.tokens)
+        yield Example(tokens=tuple(tokens), weights=tuple(weights), provenance=source)
+    prompts = list(trajectory.prompts())
+    for index, (step, (place, replaced)) in enumerate(zip(trajectory.steps, targets, strict=True)):
+        if whole and not replaced:
+            continue
+        sample = step.samples[place]
+        # Readable: what went on, as the agent found; what a ranker put first, as it was drawn.
+        good = (
+            not step.forced and sample.error is None and sample.finish_reason == "stop" if replaced else is_good(step)
+        )
+        own = sample.tokens
+        yield Example(
+            tokens=(*prompts[index], *own),
+            weights=(*[0.0] * len(prompts[index]), *[1.0 if good else 0.0] * len(own)),
+            provenance={**source, "step": index, "kind": step.kind, "target": place, "replaced": replaced},
+        )

@@ -1,0 +1,249 @@
+"""How good are the judge and the rankers? Trains both adapters on one World, measures them on another.
+
+Judge: balanced accuracy on unseen entities and wordings, correct paraphrases accepted, attacks accepted, and how it
+follows exact labels over agents of different quality. Ranker: how often its first choice is one of the best by gold.
+The 0-shot judge and ranker of the same base model stand beside them. Killed at any time, the same command goes on
+with the trained adapters and the rankings that are there.
+
+    python benchmarks/judge.py --out runs/judge
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from restill import JaxChatModel, Question, ReActAgent, Run, World, rollout
+from restill.agents.testing import make_hit
+from restill.models.home import enable_compile_cache
+from restill.selftrain.attacks import FAMILIES, attacks
+from restill.selftrain.choice import Choice, choices
+from restill.selftrain.expert import ExpertModel
+from restill.selftrain.judge import Case, Judge
+from restill.selftrain.judge_adapter import JUDGE_TRAIN, train_judge
+from restill.selftrain.judge_data import Answers, judge_data, paraphrases
+from restill.selftrain.ranker_adapter import RANKER_TRAIN, AdapterStepRanker, train_ranker
+from restill.selftrain.ranker_prompt import PromptStepRanker
+from restill.selftrain.rerank import rerank
+from restill.selftrain.scripted import noisy_script, with_samples
+from restill.selftrain.step_rankers import (
+    GoldStepRanker,
+    InvertedStepRanker,
+    LikelihoodStepRanker,
+    RandomStepRanker,
+    StepRanker,
+)
+
+MODEL = "smollm2-135m"
+TRAINED, MEASURED = 101, 202
+"""Seeds of the two Worlds; they share no entity."""
+
+Measures = dict[str, float]
+
+
+def spearman(a: list[float], b: list[float]) -> float:
+    """Rank correlation; ties share their mean rank."""
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+
+
+def _ranks(values: list[float]) -> np.ndarray:
+    found, positions, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[positions] if len(found) else np.zeros(0)
+
+
+def measure_judge(judge: Judge, world: World, *, cases: int, positives: int, hostile: int, label: str) -> Measures:
+    """Balanced accuracy, acceptance of paraphrases and of attacks (with the mechanical guard and without)."""
+    rows = judge_data(world, cases, seed=7, training=False)
+    right, wrong = [r for r in rows if r.right], [r for r in rows if not r.right]
+    good = paraphrases(world, positives, seed=8)
+    answers = Answers(world, training=False)
+    bad = attacks(world.heldout, answers.others, hostile, seed=9)
+    listed = [[r.case for r in right], [r.case for r in wrong], [r.case for r in good], [a.case for a in bad]]
+    started = time.monotonic()
+    verdicts = iter(judge.judge([case for part in listed for case in part]))
+    seconds = time.monotonic() - started
+    found = [[next(verdicts) for _ in part] for part in listed]
+    hit, false, accepted, fooled = (np.mean([v.accepted for v in part]) for part in found)
+    measures = {
+        f"{label}: balanced accuracy": float(hit + 1 - false) / 2,
+        f"{label}: right accepted": float(hit),
+        f"{label}: wrong accepted": float(false),
+        f"{label}: paraphrases accepted": float(accepted),
+        f"{label}: attacks accepted": float(fooled) * len(bad),
+        f"{label}: attacks stopped by the guard": float(sum(bool(v.guard) for v in found[3])),
+        f"{label}: unreadable": float(sum(v.unreadable for part in found for v in part)),
+        f"{label}: judgements a second": sum(map(len, listed)) * judge.repetitions / seconds,
+    }
+    for family in FAMILIES:
+        passed = [v.accepted for a, v in zip(bad, found[3], strict=True) if a.family == family]
+        if any(passed):
+            measures[f"{label}: attacks accepted, {family}"] = float(sum(passed))
+    for kind in sorted({r.kind for r in [*wrong, *good]}):
+        part = [*zip(wrong, found[1], strict=True), *zip(good, found[2], strict=True)]
+        share = [v.accepted == r.right for r, v in part if r.kind == kind]
+        if np.mean(share) < 0.9:
+            measures[f"{label}: accuracy on {kind}"] = float(np.mean(share))
+    return measures
+
+
+def follow_agents(judge: Judge, world: World, *, agents: int, questions: int, label: str) -> Measures:
+    """Pearson and Spearman between the judge's score of an agent and its exact one.
+
+    Agents answer the same questions, each right with a probability of its own, in held-out wordings; what they say
+    otherwise is another entity, a near miss, or nothing useful.
+    """
+    answers, asked = Answers(world, training=False), world.heldout[:questions]
+    exact, cases = list[float](), list[Case]()
+    for number in range(agents):
+        rng = random.Random(f"agent {number}")
+        share = (number + 0.5) / agents
+        rows = [answers.right(q, rng) if rng.random() < share else answers.wrong(q, rng) for q in asked]
+        exact.append(float(np.mean([row.right for row in rows])))
+        cases += [row.case for row in rows]
+    verdicts = judge.judge(cases)
+    judged = [float(np.mean([v.share for v in verdicts[i : i + questions]])) for i in range(0, len(cases), questions)]
+    return {
+        f"{label}: Pearson over {agents} agents": float(np.corrcoef(exact, judged)[0, 1]),
+        f"{label}: Spearman over {agents} agents": spearman(exact, judged),
+        f"{label}: mean distance to exact": float(np.mean(np.abs(np.array(exact) - judged))),
+    }
+
+
+def scripted_run(world: World, questions: list[Question], folder: Path, tokenizer: Any, *, noise: float) -> Run:
+    """A run of a scripted agent that strays, with 4 samples a step."""
+    if (folder / "run.json").is_file():
+        return Run.open(folder)
+    titles = {document.title: document for document in world.documents}
+
+    def search(query: str) -> list[Any]:
+        """Find passages."""
+        named = [d for title, d in titles.items() if title in query]
+        rng = random.Random(query)
+        found = [*named[:2], *rng.sample(world.documents, 2)][:2]
+        return [make_hit(d.id, d.title, d.text) for d in found]
+
+    answers = Answers(world, training=True)
+    model = ExpertModel(tokenizer, questions, noisy_script(answers, noise))
+    agent = ReActAgent(model, [search], few_shot=0)
+    source = rollout(agent, questions, out=folder.with_name(folder.name + "-source"))
+    by_key = {q.key: q for q in questions}
+    part = folder.with_name(folder.name + ".part")
+    with Run.create(part) as run:
+        for t in source.filter(status="answered"):
+            if run.needs(next(k for k in source.keys() if k == t.key)):
+                run.append(with_samples(t, by_key[t.question_key], answers, tokenizer, count=4, seed=1))
+    part.rename(folder)
+    return Run.open(folder)
+
+
+def labelled_choices(run: Run, questions: list[Question]) -> list[Choice]:
+    """Every step of a run, with the labels of its question."""
+    by_key = {q.key: q for q in questions}
+    return [choice for t in run for choice in choices(t, by_key[t.question_key])]
+
+
+def measure_rankers(rankers: dict[str, StepRanker], run: Run, questions: list[Question], tokenizer: Any) -> Measures:
+    """Agreement with gold of each ranker's first choice, over steps whose samples differ in quality."""
+    measures: Measures = {}
+    for name, ranker in rankers.items():
+        stats = rerank(run, ranker, questions, name=name, tokenizer=tokenizer).stats
+        measures[f"ranker {name}: agreement with gold"] = stats["gold_agreement"]
+        measures[f"ranker {name}: first choice changed"] = stats["changed"]
+        measures[f"ranker {name}: unread"] = stats["unread"]
+        measures["ranker: steps with samples of different quality"] = stats["gold_steps"]
+    return measures
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of adapters and runs.")] = Path("runs/judge"),
+    quick: Annotated[bool, typer.Option("--quick", help="Little data: does it run? The numbers mean nothing.")] = False,
+    part: Annotated[str, typer.Option(help="judge, ranker or both.")] = "both",
+    repetitions: Annotated[int, typer.Option(help="Judgements of each answer.")] = 1,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the measures here, flat.")] = None,
+) -> None:
+    """Train what is missing, measure, print the table."""
+    enable_compile_cache()
+    out = out.with_name(out.name + "-quick") if quick else out
+    size = {"answers": 48, "cases": 16, "positives": 8, "hostile": 20, "agents": 3, "asked": 4, "steps": 8}
+    if not quick:
+        size = {
+            "answers": 700,
+            "cases": 300,
+            "positives": 200,
+            "hostile": 200,
+            "agents": 12,
+            "asked": 40,
+            "steps": 300,
+        }
+    world = World.generate(entities=300, seed=TRAINED, train=300, heldout=100)
+    other = World.generate(entities=300, seed=MEASURED, train=100, heldout=100)
+    model = JaxChatModel.from_pretrained(MODEL, slots=16, max_context=2048)
+    measures: Measures = {}
+    if part in ("judge", "both"):
+        rows = judge_data(world, size["answers"], seed=1, training=True)
+        started = time.monotonic()
+        adapter = train_judge(model.checkpoint, rows, out=out / "judge-adapter", train=JUDGE_TRAIN, progress=True)
+        measures["judge: training minutes (of this call)"] = (time.monotonic() - started) / 60
+        trained = model.with_adapter(adapter)
+        for label, chat in {"judge adapter": trained, "0-shot judge": model}.items():
+            judge = Judge(model=chat, repetitions=repetitions)
+            share = 1 if chat is trained else 4
+            measures |= measure_judge(
+                judge, other, cases=size["cases"] // share, positives=size["positives"] // share,
+                hostile=size["hostile"] // share, label=label,
+            )  # fmt: skip
+            if chat is trained:
+                bare = Judge(model=chat, repetitions=repetitions, guarded=False)
+                bad = attacks(other.heldout, Answers(other, training=False).others, size["hostile"], seed=9)
+                passed = sum(v.accepted for v in bare.judge([a.case for a in bad]))
+                measures[f"{label}: attacks accepted without the guard"] = float(passed)
+                measures |= follow_agents(judge, other, agents=size["agents"], questions=size["asked"], label=label)
+            chat.close()
+            _show(measures)
+    if part in ("ranker", "both"):
+        tokenizer = model.tokenizer
+        train_run = scripted_run(world, world.train, out / "ranker-train", tokenizer, noise=0.25)
+        listed = labelled_choices(train_run, world.train)
+        chosen = random.Random(3).sample(listed, min(size["steps"], len(listed)))
+        started = time.monotonic()
+        adapter = train_ranker(model.checkpoint, chosen, out=out / "ranker-adapter", train=RANKER_TRAIN, progress=True)
+        measures["ranker: training minutes (of this call)"] = (time.monotonic() - started) / 60
+        asked = other.heldout[: max(3, size["steps"] // 5)]
+        run = scripted_run(other, asked, out / "ranker-test", tokenizer, noise=0.25)
+        trained = model.with_adapter(adapter)
+        rankers: dict[str, StepRanker] = {
+            "gold": GoldStepRanker(),
+            "inverted": InvertedStepRanker(GoldStepRanker()),
+            "random": RandomStepRanker(),
+            "none": LikelihoodStepRanker(),
+            "adapter": AdapterStepRanker(model=trained),
+        }
+        measures |= measure_rankers(rankers, run, asked, tokenizer)
+        trained.close()
+        few = asked[: max(2, len(asked) // 6)]
+        small = scripted_run(other, few, out / "ranker-test-few", tokenizer, noise=0.25)
+        measures |= measure_rankers({"0-shot": PromptStepRanker(model=model), "random-few": RandomStepRanker()},
+                                    small, few, tokenizer)  # fmt: skip
+        model.close()
+        _show(measures)
+    if json_out:
+        json_out.write_text(json.dumps(measures, indent=1))
+
+
+def _show(measures: Measures) -> None:
+    table = Table("measure", "value", title=f"{MODEL}, World {TRAINED} -> World {MEASURED}")
+    for name, value in measures.items():
+        table.add_row(name, f"{value:.3f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

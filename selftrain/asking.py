@@ -1,0 +1,63 @@
+"""Asking many short questions of a chat model at once: a local engine in one batch, any other through LangChain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..agents.model import CONTEXT_SLACK, TokenModel, context_of, is_token_model
+from ..agents.threads import run_sync
+from ..models.engine.request import Request, Sampling
+from ..models.errors import RestillError
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One call.
+
+    Attributes:
+        messages: roles and contents.
+        grammar: what a local model must keep to; others are asked for it in words only.
+        seed: of this call, for a local model.
+    """
+
+    messages: Sequence[Message]
+    grammar: str | None = None
+    seed: int = 0
+
+
+def ask(model: Any, calls: Sequence[Asked], *, temperature: float, max_tokens: int) -> list[str]:
+    """The replies, in the order of ``calls``; an empty one where a local model's context is too short for it.
+
+    Args:
+        model: a ``TokenModel`` (``JaxChatModel``) or any LangChain chat model, which is taken as it is: its own
+            temperature and limits hold.
+
+    Raises:
+        RestillError: a local model failed at a call.
+    """
+    if is_token_model(model):
+        return run_sync(_local(model, calls, temperature, max_tokens))
+    turns = [[(message["role"], message["content"]) for message in call.messages] for call in calls]
+    return [reply.text for reply in model.batch(turns)] if turns else []
+
+
+async def _local(model: TokenModel, calls: Sequence[Asked], temperature: float, max_tokens: int) -> list[str]:
+    room = context_of(model)
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
+
+    async def one(call: Asked) -> str:
+        prompt = tuple(model.tokenizer.chat(call.messages))
+        if room is not None and len(prompt) + max_tokens > room + CONTEXT_SLACK:
+            return ""
+        request = Request(prompt=prompt, sampling=sampling, seed=call.seed, grammar=call.grammar)
+        completion = await model.agenerate_tokens(request)
+        if completion.finish_reason == "error":
+            raise RestillError(completion.error or "generation failed")
+        return completion.text
+
+    return list(await asyncio.gather(*map(one, calls)))

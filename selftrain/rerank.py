@@ -1,0 +1,210 @@
+"""The improve pass: a ranker's orders over a finished run, written beside it and never into it.
+
+::
+
+    <run>/rankings/<name>.jsonl    first the settings, then one line a trajectory: its key and an order a step
+
+The run stays what it was, so rollouts are the same with a ranker and without. Killed at any time, the same call goes
+on; a trajectory that is written is not ranked again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..agents.model import ChatTokenizer
+from ..agents.question import Question
+from ..agents.run import Key, Run
+from ..agents.shards import ShardWriter
+from ..agents.trajectory import Trajectory
+from ..models.errors import RestillError
+from .choice import Choice, Reader, choices
+from .gold_steps import quality
+from .step_rankers import Order, StepRanker
+
+FORMAT = "restill-rankings-1"
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """The orders of a run: (question key, sample, agent) -> per step, all samples, best first.
+
+    Attributes:
+        stats: see :func:`rerank`.
+    """
+
+    orders: dict[Key, list[list[int]]]
+    stats: dict[str, float] = field(default_factory=dict)
+
+    def of(self, trajectory: Trajectory) -> Trajectory:
+        """The trajectory with ``Step.ranking`` filled in, everything else as it was; unranked ones come back as is.
+
+        Raises:
+            RestillError: the orders do not fit the trajectory's samples.
+        """
+        orders = self.orders.get(Key(*trajectory.key))
+        if orders is None:
+            return trajectory
+        sizes = [len(step.samples) for step in trajectory.steps]
+        if [sorted(order) for order in orders] != [list(range(size)) for size in sizes]:
+            raise RestillError(f"the rankings of {trajectory.id} belong to other samples; rank the run again")
+        steps = [step.model_copy(update={"ranking": o}) for step, o in zip(trajectory.steps, orders, strict=True)]
+        return trajectory.model_copy(update={"steps": steps})
+
+
+def rerank(
+    run: Run,
+    ranker: StepRanker,
+    questions: Iterable[Question] = (),
+    *,
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    tokenizer: ChatTokenizer | None = None,
+    read: Reader | None = None,
+    batch: int = 32,
+    out: Path | None = None,
+) -> Rankings:
+    """Rank every step of every completed trajectory (status "answered" or "budget") of a run, once.
+
+    Args:
+        questions: those of the run; a ranker that needs labels needs them, and agreement with gold is told where
+            they have labels. Any other ranker is handed the bare text.
+        name: of the file, ``<run>/rankings/<name>.jsonl``; one name, one ranker.
+        settings: what the orders depend on (model, adapter hash, seed); another value under this name is refused.
+        tokenizer, read: see :func:`.choice.choices`.
+        batch: trajectories ranked in one call of the ranker, and lost at most when killed.
+        out: the file, if it is to lie elsewhere.
+
+    Returns:
+        The orders, and ``stats``: ``steps``; ``ranked`` (more than one candidate); ``unread`` (the ranker could not
+        tell); ``changed``: share of the ranked whose first choice says something else than what went on; with
+        labels also ``gold_agreement``: among ranked steps with samples of different quality, the share whose first
+        choice is one of the best, and ``base_gold_agreement``, the same of what went on, over ``gold_steps`` steps.
+
+    Raises:
+        RestillError: a question is missing or has no labels where they are needed, or the file belongs to other
+            settings.
+    """
+    if not re.fullmatch(r"[\w-]+", name):
+        raise RestillError(f"name={name!r}: use letters, digits, - and _")
+    by_key = {q.key: q for q in questions}
+    path = out or run.path / "rankings" / f"{name}.jsonl"
+    identity = {"format": FORMAT, "name": name, "settings": dict(settings or {})}
+    done = _load(path, identity)
+    waiting = [key for key in _completed(run) if key not in done]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if waiting:
+        writer = ShardWriter(path)
+        try:
+            if not path.stat().st_size:
+                writer.write(json.dumps(identity).encode(), 0)
+            for start in range(0, len(waiting), batch):
+                rows = _rank(run, waiting[start : start + batch], ranker, by_key, tokenizer, read)
+                for key, row in rows.items():
+                    writer.write(json.dumps(row).encode(), len(done))
+                    done[key] = row
+        finally:
+            writer.close()
+    return Rankings({key: row["orders"] for key, row in done.items()}, _stats(list(done.values())))
+
+
+def _completed(run: Run) -> list[Key]:
+    listed = [Key(*t.key) for status in ("answered", "budget") for t in run.filter(status=status)]
+    return sorted(listed)
+
+
+def _rank(
+    run: Run,
+    keys: Sequence[Key],
+    ranker: StepRanker,
+    questions: Mapping[str, Question],
+    tokenizer: ChatTokenizer | None,
+    read: Reader | None,
+) -> dict[Key, dict[str, Any]]:
+    found: dict[Key, list[Choice]] = {}
+    labels: dict[Key, Question | None] = {}
+    for key in keys:
+        trajectory = run.get(key)
+        if trajectory is None:
+            raise RestillError(f"the run lost {key}")
+        labelled = questions.get(key.question)
+        if labelled is None and ranker.needs_labels:
+            raise RestillError(f"{type(ranker).__name__} needs the labels of question {trajectory.question!r:.80}")
+        bare = Question(id=trajectory.question_id, question=trajectory.question)
+        shown = labelled if ranker.needs_labels and labelled is not None else bare
+        found[key] = list(choices(trajectory, shown, tokenizer=tokenizer, read=read))
+        labels[key] = labelled if labelled is not None and _has_gold(labelled) else None
+    flat = [choice for listed in found.values() for choice in listed]
+    orders = iter(ranker.rank(flat))
+    rows = {}
+    for key, listed in found.items():
+        given = [next(orders) for _ in listed]
+        facts = [_facts(choice, order, labels[key]) for choice, order in zip(listed, given, strict=True)]
+        rows[key] = {"key": list(key), "orders": [order.order for order in given], "facts": facts}
+    return rows
+
+
+def _facts(choice: Choice, order: Order, labelled: Question | None) -> dict[str, Any]:
+    """What the statistics need of one step."""
+    if len(choice.candidates) < 2:
+        return {}
+    same = next(group for group in choice.groups if choice.step.chosen in group)
+    facts: dict[str, Any] = {"read": order.read, "changed": order.order[0] not in same}
+    if order.note:
+        facts["note"] = order.note[:200]
+    if labelled is not None:
+        seen = replace(choice, question=labelled)
+        scores = {place: quality(seen, place) for place in choice.candidates}
+        best = max(scores.values())
+        if min(scores.values()) < best:
+            base = choice.candidates[0]
+            facts |= {"gold": scores.get(order.order[0]) == best, "base_gold": scores[base] == best}
+    return facts
+
+
+def _has_gold(question: Question) -> bool:
+    return bool(question.answers and (question.metadata.get("plan") or question.gold or question.gold_titles))
+
+
+def _stats(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    facts = [fact for row in rows for fact in row["facts"]]
+    ranked = [fact for fact in facts if fact]
+    gold = [fact for fact in ranked if "gold" in fact]
+    stats: dict[str, float] = {
+        "steps": len(facts),
+        "ranked": len(ranked),
+        "unread": sum(not fact["read"] for fact in ranked),
+        "changed": _share([fact["changed"] for fact in ranked]),
+    }
+    if gold:
+        stats |= {
+            "gold_steps": len(gold),
+            "gold_agreement": _share([fact["gold"] for fact in gold]),
+            "base_gold_agreement": _share([fact["base_gold"] for fact in gold]),
+        }
+    return stats
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 0.0
+
+
+def _load(path: Path, identity: Mapping[str, Any]) -> dict[Key, dict[str, Any]]:
+    if not path.is_file():
+        return {}
+    lines = path.read_bytes().split(b"\n")[:-1]  # what has no line end is torn; the writer cuts it off
+    if not lines:
+        return {}
+    try:
+        head, *rows = [json.loads(line) for line in lines]
+        found = {Key(*row["key"]): row for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RestillError(f"{path} holds no rankings ({error}); delete it, they can be made again") from None
+    if head != json.loads(json.dumps(identity)):
+        raise RestillError(f"{path} was made with {head}, now {dict(identity)}; give another name, or delete it")
+    return found
