@@ -152,6 +152,7 @@ def evaluate(
     from ..console import stdout
     from ..models.home import home
 
+    base = None if judge is None else _judge_base(judge)
     asked = read_questions(questions, limit=limit)
     retriever = open_retriever(index, docs, k, mode, progress=not json)
     with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
@@ -177,7 +178,7 @@ def evaluate(
             deadline=2 * seconds,
             progress=True,
         )
-    judged = None if judge is None else _judged(report, judge, precision)
+    judged = None if judge is None or base is None else _judged(report, base, judge, precision)
     if json:
         print_json({**report.model_dump(mode="json"), **({} if judged is None else {"judged": judged})})
     else:
@@ -187,15 +188,23 @@ def evaluate(
         stdout().print(f"trajectories in {report.run}", markup=False, soft_wrap=True)
 
 
-def _judged(report: EvalReport, adapter: str, precision: str) -> float:
+def _judge_base(adapter: str) -> str:
+    """The base model of a judge adapter, looked up before anything is run."""
     from ..models.lora import find_adapter, load_peft
-    from ..selftrain.feedback_adapter import speaks
-    from ..selftrain.judge import JUDGE_FORMAT, Judge
+    from ..selftrain.judge import JUDGE_FORMAT
 
-    base = load_peft(find_adapter(adapter)).info.manifest.get("base", DEFAULT_MODEL)
-    with opened_model(str(base), adapter, precision, slots=16) as chat:
-        if not speaks(chat, JUDGE_FORMAT):
-            raise RestillError(f"--judge {adapter!r} is no judge adapter; train one with benchmarks/judge.py")
+    manifest = load_peft(find_adapter(adapter)).info.manifest
+    if manifest.get("format") != JUDGE_FORMAT:
+        raise RestillError(
+            f"--judge {adapter!r} is no judge adapter; train one with restill.selftrain.judge_adapter.train_judge"
+        )
+    return str(manifest.get("base", DEFAULT_MODEL))
+
+
+def _judged(report: EvalReport, base: str, adapter: str, precision: str) -> float:
+    from ..selftrain.judge import Judge
+
+    with opened_model(base, adapter, precision, slots=16) as chat:
         return Judge(model=chat).share_right(report)
 
 

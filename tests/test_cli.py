@@ -162,6 +162,22 @@ def test_eval_scores_and_keeps_its_run_at_home(place):
     assert "exact match" in run(*args).stdout
 
 
+def test_eval_also_asks_a_judge(place):
+    import jax
+
+    from restill.models.checkpoint.load import load_decoder
+    from restill.models.lora import init_lora, save_peft
+    from restill.selftrain.judge import JUDGE_FORMAT
+
+    base = load_decoder(place / "model")
+    leaves = init_lora(base.config, rank=2, key=jax.random.key(0))
+    manifest = {"base": base.name, "format": JUDGE_FORMAT}
+    save_peft(place / "judge", leaves, base.config, alpha=2, manifest=manifest)
+    args = ["eval", place / "questions.jsonl", "--limit", 2, *QUICK, "--judge", place / "judge"]
+    assert 0 <= json.loads(run(*args, "--json").stdout)["judged"] <= 1
+    assert "accepted by the judge" in run(*args).stdout
+
+
 def test_world_is_the_same_for_the_same_seed(tmp_path):
     args = ["--entities", 60, "--train", 20, "--heldout", 10, "--seed", 3]
     counts = json.loads(run("world", "--out", tmp_path / "a", *args, "--json").stdout)
@@ -233,6 +249,7 @@ BAD = [
     (["rollout", "{place}/questions.jsonl", "--out", "{empty}/r", "--shard", "2/2"], "--shard"),
     (["rollout", "{place}/questions.jsonl", "--out", "{place}/questions.jsonl"], "is a file"),
     (["eval", "{place}/docs/kestrel.md"], "not JSON"),
+    (["eval", "{place}/questions.jsonl", "--judge", "starter"], "no judge adapter"),
     (["improve", "missing.jsonl", "--out", "{empty}/j"], "missing.jsonl"),
     (["show", "missing"], "no run"),
     (["world", "--out", "{empty}/w", "--entities", "10", "--train", "5000"], "entities"),
