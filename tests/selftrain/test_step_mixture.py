@@ -56,7 +56,7 @@ def learnt(step: Step) -> bool:
     return not step.forced and (target(step)[1] or is_good(step))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(trajectories(), max_size=4))
 def test_step_mode_makes_one_example_of_each_step_with_the_ranked_target(made: list[Trajectory]) -> None:
     mixture = Mixture.from_trajectories(made, mode="step")
@@ -72,7 +72,7 @@ def test_step_mode_makes_one_example_of_each_step_with_the_ranked_target(made: l
         assert list(example.weights) == [0.0] * len(prompt) + [1.0] * len(tokens)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(trajectories(append_only=True))
 def test_a_packed_sequence_and_its_replaced_steps_train_every_good_target_once(made: Trajectory) -> None:
     mixture = Mixture.from_trajectories([made], mode="trajectory")
@@ -96,7 +96,7 @@ def test_a_packed_sequence_and_its_replaced_steps_train_every_good_target_once(m
     assert {e.tokens for e in own} == unique
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(trajectories(append_only=False))
 def test_prompts_that_are_rebuilt_give_an_example_a_step_in_either_mode(made: Trajectory) -> None:
     if made.append_only:
