@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from restill import JaxChatModel, Question, ReActAgent, Run, World, rollout
+from restill.agents.run import Key
 from restill.agents.testing import make_hit
 from restill.models.home import enable_compile_cache
 from restill.selftrain.attacks import FAMILIES, attacks
@@ -37,7 +38,6 @@ from restill.selftrain.scripted import noisy_script, with_samples
 from restill.selftrain.step_rankers import (
     GoldStepRanker,
     InvertedStepRanker,
-    LikelihoodStepRanker,
     RandomStepRanker,
     StepRanker,
 )
@@ -138,7 +138,7 @@ def scripted_run(world: World, questions: list[Question], folder: Path, tokenize
     part = folder.with_name(folder.name + ".part")
     with Run.create(part) as run:
         for t in source.filter(status="answered"):
-            if run.needs(next(k for k in source.keys() if k == t.key)):
+            if run.needs(Key(*t.key)):
                 run.append(with_samples(t, by_key[t.question_key], answers, tokenizer, count=4, seed=1))
     part.rename(folder)
     return Run.open(folder)
@@ -154,10 +154,14 @@ def measure_rankers(rankers: dict[str, StepRanker], run: Run, questions: list[Qu
     """Agreement with gold of each ranker's first choice, over steps whose samples differ in quality."""
     measures: Measures = {}
     for name, ranker in rankers.items():
-        stats = rerank(run, ranker, questions, name=name, tokenizer=tokenizer).stats
+        model = getattr(ranker, "model", None)
+        adapter = getattr(model, "adapter", None)
+        settings = {"ranker": repr(ranker), "adapter": None if adapter is None else adapter.hash}
+        stats = rerank(run, ranker, questions, name=name, settings=settings, tokenizer=tokenizer).stats
         measures[f"ranker {name}: agreement with gold"] = stats["gold_agreement"]
         measures[f"ranker {name}: first choice changed"] = stats["changed"]
         measures[f"ranker {name}: unread"] = stats["unread"]
+        measures["no ranker: agreement with gold"] = stats["base_gold_agreement"]
         measures["ranker: steps with samples of different quality"] = stats["gold_steps"]
     return measures
 
@@ -166,29 +170,26 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of adapters and runs.")] = Path("runs/judge"),
     quick: Annotated[bool, typer.Option("--quick", help="Little data: does it run? The numbers mean nothing.")] = False,
     part: Annotated[str, typer.Option(help="judge, ranker or both.")] = "both",
+    answers: Annotated[int, typer.Option(help="Answers that the judge adapter learns from.")] = 700,
+    steps: Annotated[int, typer.Option(help="Steps that the ranker adapter learns from.")] = 300,
+    scale: Annotated[float, typer.Option(help="Share of the cases to measure the judges on.")] = 1.0,
     repetitions: Annotated[int, typer.Option(help="Judgements of each answer.")] = 1,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the measures here, flat.")] = None,
 ) -> None:
     """Train what is missing, measure, print the table."""
     enable_compile_cache()
     out = out.with_name(out.name + "-quick") if quick else out
-    size = {"answers": 48, "cases": 16, "positives": 8, "hostile": 20, "agents": 3, "asked": 4, "steps": 8}
-    if not quick:
-        size = {
-            "answers": 700,
-            "cases": 300,
-            "positives": 200,
-            "hostile": 200,
-            "agents": 12,
-            "asked": 40,
-            "steps": 300,
-        }
+    full = {"cases": 300, "positives": 200, "hostile": 200, "agents": 12, "asked": 40}
+    size = {name: max(4, round(scale * count)) for name, count in full.items()}
+    if quick:
+        answers, steps = 48, 8
+        size = {"cases": 16, "positives": 8, "hostile": 20, "agents": 3, "asked": 4}
     world = World.generate(entities=300, seed=TRAINED, train=300, heldout=100)
     other = World.generate(entities=300, seed=MEASURED, train=100, heldout=100)
     model = JaxChatModel.from_pretrained(MODEL, slots=16, max_context=2048)
     measures: Measures = {}
     if part in ("judge", "both"):
-        rows = judge_data(world, size["answers"], seed=1, training=True)
+        rows = judge_data(world, answers, seed=1, training=True)
         started = time.monotonic()
         adapter = train_judge(model.checkpoint, rows, out=out / "judge-adapter", train=JUDGE_TRAIN, progress=True)
         measures["judge: training minutes (of this call)"] = (time.monotonic() - started) / 60
@@ -212,18 +213,17 @@ def main(
         tokenizer = model.tokenizer
         train_run = scripted_run(world, world.train, out / "ranker-train", tokenizer, noise=0.25)
         listed = labelled_choices(train_run, world.train)
-        chosen = random.Random(3).sample(listed, min(size["steps"], len(listed)))
+        chosen = random.Random(3).sample(listed, min(steps, len(listed)))
         started = time.monotonic()
         adapter = train_ranker(model.checkpoint, chosen, out=out / "ranker-adapter", train=RANKER_TRAIN, progress=True)
         measures["ranker: training minutes (of this call)"] = (time.monotonic() - started) / 60
-        asked = other.heldout[: max(3, size["steps"] // 5)]
+        asked = other.heldout[: max(3, steps // 5)]
         run = scripted_run(other, asked, out / "ranker-test", tokenizer, noise=0.25)
         trained = model.with_adapter(adapter)
         rankers: dict[str, StepRanker] = {
             "gold": GoldStepRanker(),
             "inverted": InvertedStepRanker(GoldStepRanker()),
             "random": RandomStepRanker(),
-            "none": LikelihoodStepRanker(),
             "adapter": AdapterStepRanker(model=trained),
         }
         measures |= measure_rankers(rankers, run, asked, tokenizer)

@@ -13,6 +13,7 @@ from ..agents.scores import exact_match, normalise
 from ..agents.trajectory import Action, Passage, Step
 from ..models.errors import RestillError
 from .choice import Choice
+from .world_relations import RELATIONS
 
 GOOD = 1.0
 """From here on a sample does what should be done at its step."""
@@ -49,7 +50,7 @@ def hops(question: Question) -> list[Hop]:
     documents = [*question.gold, *[""] * count][:count]
     named = [*titles, *documents[len(titles) :]]
     queries = [step["query"] for step in plan] or [""] * count
-    nouns = [step["relation"] for step in plan] or [""] * count
+    nouns = [RELATIONS[step["relation"]].noun for step in plan] or [""] * count
     return [
         Hop(entity, document, noun, query)
         for entity, document, noun, query in zip(named, documents, nouns, queries, strict=False)
