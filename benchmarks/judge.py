@@ -49,9 +49,14 @@ TRAINED, MEASURED = 101, 202
 Measures = dict[str, float]
 
 
+def pearson(a: list[float] | np.ndarray, b: list[float] | np.ndarray) -> float:
+    """Correlation; 0 where one side does not vary."""
+    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(np.corrcoef(a, b)[0, 1])
+
+
 def spearman(a: list[float], b: list[float]) -> float:
     """Rank correlation; ties share their mean rank."""
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+    return pearson(_ranks(a), _ranks(b))
 
 
 def _ranks(values: list[float]) -> np.ndarray:
@@ -111,7 +116,7 @@ def follow_agents(judge: Judge, world: World, *, agents: int, questions: int, la
     verdicts = judge.judge(cases)
     judged = [float(np.mean([v.share for v in verdicts[i : i + questions]])) for i in range(0, len(cases), questions)]
     return {
-        f"{label}: Pearson over {agents} agents": float(np.corrcoef(exact, judged)[0, 1]),
+        f"{label}: Pearson over {agents} agents": pearson(exact, judged),
         f"{label}: Spearman over {agents} agents": spearman(exact, judged),
         f"{label}: mean distance to exact": float(np.mean(np.abs(np.array(exact) - judged))),
     }

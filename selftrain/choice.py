@@ -12,8 +12,9 @@ from ..agents.question import Question
 from ..agents.trajectory import Action, Sample, Step, Trajectory
 from .mixture import is_good
 
-Reader = Callable[[Step, Sample], Action | None]
-"""What a sample would have done; ``None`` when it cannot be read. Never called for the sample that went on."""
+Reader = Callable[[Trajectory, int, Sample], Action | None]
+"""(trajectory, step, sample) -> what the sample would have done there, as a step stores it; ``None`` when it cannot be
+read. Never called for the sample that went on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def choices(
         read: how to read a sample that did not go on; by default as a ReAct turn where the step is one.
     """
     for index, (step, prompt) in enumerate(zip(trajectory.steps, trajectory.prompts(), strict=True)):
-        actions = tuple(_action(step, place, read) for place in range(len(step.samples)))
+        actions = tuple(_action(trajectory, index, place, read) for place in range(len(step.samples)))
         readable = tuple(_readable(step, place, action) for place, action in enumerate(actions))
         seen = history(trajectory, index) if tokenizer is None or not prompt else tokenizer.decode(prompt)
         yield Choice(
@@ -121,14 +122,15 @@ def full_order(choice: Choice, candidates: Sequence[int]) -> list[int]:
     return order + [place for place in choice.base if place not in set(order)]
 
 
-def _action(step: Step, place: int, read: Reader | None) -> Action | None:
+def _action(trajectory: Trajectory, index: int, place: int, read: Reader | None) -> Action | None:
+    step = trajectory.steps[index]
     sample = step.samples[place]
     if place == step.chosen or _content(sample) == _content(step.sample):
         return step.action
     if sample.error is not None or sample.finish_reason in ("length", "deadline"):
         return None
     if read is not None:
-        return read(step, sample)
+        return read(trajectory, index, sample)
     return parse(sample.text).action if not step.kind else None
 
 

@@ -1,6 +1,6 @@
 """How good a step's sample is, told from labels: the right entity asked for, the right links, the right answer.
 
-It goes by the names of an action's arguments, so it reads ReAct turns and a search agent's steps alike.
+It reads ReAct turns and a search agent's steps (search, select, terminate, finish, check, revise) alike.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from .world_relations import RELATIONS
 GOOD = 1.0
 """From here on a sample does what should be done at its step."""
 
-_WRONG, _WANDERING, _GUESS, _RIGHT = 0.0, 0.25, 0.5, 1.0
-_LINKS = ("selected_link_ids", "link_ids", "links", "selected")
-_ANSWERS = ("answer", "revised_answer")
+_WRONG, _WANDERING, _GUESS, _NEEDLESS, _RIGHT, _READ = 0.0, 0.25, 0.5, 0.9, 1.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def hops(question: Question) -> list[Hop]:
 def missing(question: Question, steps: Sequence[Step]) -> list[Hop]:
     """The hops whose document the steps have not shown (a search agent: not selected), in order."""
     shown = [p for step in steps if step.observation for p in step.observation.passages]
-    picked = [set(_links(step.action) or ()) for step in steps if step.kind == "summarise" and step.action]
+    picked = [set(_links(step.action)) for step in steps if step.kind == "summarise" and step.action]
     if any(step.kind for step in steps):
         shown = [p for p in shown if any(p.handle in handles for handles in picked)]
     return [hop for hop in hops(question) if not any(_is(hop, passage) for passage in shown)]
@@ -70,7 +68,7 @@ def quality(choice: Choice, place: int) -> float:
     """How good one sample is; :data:`GOOD` or more: right, below: not, minus 1: it cannot be read.
 
     - a search is right when it names what must be looked up next, and better when it asks for the right relation;
-    - an answer is right when it is the gold answer and everything has been read; before, it is a guess;
+    - an answer is right when it is the gold answer; while more could be looked up, it is a guess;
     - ending the search is right when nothing is left to look up;
     - links are right when they are the gold documents among those shown;
     - a check is right when it passes a right answer, or revises a wrong one into a right one.
@@ -83,24 +81,32 @@ def quality(choice: Choice, place: int) -> float:
     left = missing(question, before)
     if not choice.readable[place] or action is None:
         return -1.0
-    arguments = action.arguments
-    if (links := _links(action)) is not None:
-        return _selection(question, before, links)
-    if (said := next((arguments[n] for n in _ANSWERS if isinstance(arguments.get(n), str)), None)) is not None:
-        right = _states(said, question)
-        return (2 * _RIGHT if not left else _GUESS) if right else _WRONG
-    if isinstance(arguments.get("passed"), bool):
-        draft = next((s.action for s in reversed(before) if s.action and _answer(s.action) is not None), None)
-        right = draft is not None and _states(_answer(draft) or "", question)
-        return _RIGHT if arguments["passed"] == right else _WRONG
-    if isinstance(query := arguments.get("query"), str):
+    if step.kind == "summarise":
+        return _selection(question, before, _links(action))
+    if step.kind in ("relevance", "grounding"):
+        return _check(question, before, action)
+    if (said := _answer(action)) is not None:
+        if not _states(said, question):
+            return _WRONG
+        late = step.kind == "answer"  # nothing can be looked up any more
+        return _READ if not left else _RIGHT if late else _GUESS
+    if (query := _query(action)) is not None:
         return _search(query, left, ordered=bool(question.metadata.get("plan")), before=before)
-    return (_RIGHT if not left else _WRONG) if step.kind == "decide" else _WANDERING
+    return _RIGHT if not left else _WRONG  # it ends the search
+
+
+def _check(question: Question, before: Sequence[Step], action: Action) -> float:
+    drafts = (_answer(s.action) for s in reversed(before) if s.action is not None)
+    was_right = _states(next((draft for draft in drafts if draft is not None), ""), question)
+    revised = _answer(action)
+    if revised is None:
+        return _RIGHT if was_right else _WRONG
+    return (_NEEDLESS if was_right else _RIGHT) if _states(revised, question) else _WRONG
 
 
 def _search(query: str, left: list[Hop], *, ordered: bool, before: Sequence[Step]) -> float:
     said = f" {normalise(query)} "
-    again = any(s.action and normalise(str(s.action.arguments.get("query", ""))) == said.strip() for s in before)
+    again = any(s.action and normalise(_query(s.action) or "") == said.strip() for s in before)
     if not left or again:
         return _WRONG
     for hop in left[:1] if ordered else left:
@@ -134,11 +140,18 @@ def _is(hop: Hop, passage: Passage) -> bool:
     return bool(passage.title) and normalise(passage.title) == normalise(hop.entity)
 
 
-def _links(action: Action) -> Sequence[int] | None:
-    value = next((action.arguments[name] for name in _LINKS if name in action.arguments), None)
-    return value if isinstance(value, list) else None
+def _links(action: Action) -> list[int]:
+    value = action.arguments.get("links")
+    return value if isinstance(value, list) else []
 
 
 def _answer(action: Action) -> str | None:
-    value = next((action.arguments[name] for name in _ANSWERS if name in action.arguments), None)
+    value = action.arguments.get("answer")
     return value if isinstance(value, str) else None
+
+
+def _query(action: Action) -> str | None:
+    """Of a search: the argument ``query``, or the only one there is."""
+    value = action.arguments.get("query", next(iter(action.arguments.values()), None))
+    other = {"answer", "links"} & action.arguments.keys()
+    return value if isinstance(value, str) and not other else None

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restill.agents.trajectory import Action, Observation, Prompt, Sample, Step, Trajectory
+from restill.agents.trajectory import Action, Observation, Prompt, Sample, Step, StepKind, Trajectory
 from restill.models.errors import RestillError
 from restill.selftrain.mixture import Mixture, is_good, target
 
+KINDS: tuple[StepKind, ...] = ("", "decide", "summarise", "answer")
 TOKENS = st.lists(st.integers(1, 50), min_size=1, max_size=4)
 
 
@@ -22,7 +23,7 @@ def steps(draw: st.DrawFn) -> Step:
     drawn = draw(st.lists(TOKENS, min_size=1, max_size=4))
     ranked = draw(st.one_of(st.just([]), st.permutations(range(len(drawn)))))
     readable = draw(st.booleans())
-    kind = draw(st.sampled_from(["", "decide", "summarise", "answer"]))
+    kind = draw(st.sampled_from(KINDS))
     return Step(
         kind=kind,
         samples=[sample(tokens) for tokens in drawn],

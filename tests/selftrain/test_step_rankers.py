@@ -183,16 +183,20 @@ def test_gold_reads_the_steps_of_a_search_agent() -> None:
     passages = [Passage(handle=h, doc_id=t, chunk_id=t, title=t, start=0, end=1) for h, t in ((1, "Kant"), (2, "Ada"))]
     ask = kind_step("decide", Action(tool="search", arguments={"query": "Ada birthplace"}), passages=passages)
     pick = kind_step(
-        "summarise", *(Action(tool="select", arguments={"selected_link_ids": ids}) for ids in ([2], [1], []))
+        "summarise", *(Action(tool="select", arguments={"summary": "s", "links": ids}) for ids in ([2], [1], []))
     )
     stop = kind_step("decide", Action(tool="terminate"))
     say = kind_step(
-        "answer", *(Action(tool="answer", arguments={"answer": a}) for a in ("In London [link_id=2].", "Rome"))
+        "answer", *(Action(tool="finish", arguments={"answer": a}) for a in ("In London [link_id=2].", "Rome"))
     )
-    check = kind_step("relevance", *(Action(tool="check", arguments={"passed": p}) for p in (True, False)))
+    check, good, bad = (
+        Action(tool="check"),
+        *(Action(tool="revise", arguments={"answer": a}) for a in ("London", "Rome")),
+    )
+    known = {json.dumps(a.arguments): a for a in (check, good, bad)}
 
-    def read(step: Step, sample: Sample) -> Action:
-        return Action(tool="", arguments=json.loads(sample.text))
+    def read(trajectory: Trajectory, index: int, sample: Sample) -> Action:
+        return known.get(sample.text) or Action(tool="", arguments=json.loads(sample.text))
 
     def scores(*steps: Step) -> list[float]:
         made = list(choices(searched(*steps), QUESTION, read=read))[-1]
@@ -204,8 +208,11 @@ def test_gold_reads_the_steps_of_a_search_agent() -> None:
     assert scores(ask, stop)[0] < GOOD <= scores(ask, pick, stop)[0]
     right, wrong = scores(ask, pick, stop, say)
     assert right >= GOOD > wrong
-    passed, failed = scores(ask, pick, stop, say, check)
-    assert passed >= GOOD > failed
+    passed, needless, spoilt = scores(ask, pick, stop, say, kind_step("relevance", check, good, bad))
+    assert passed >= GOOD > needless > spoilt
+    wrong_draft = kind_step("answer", Action(tool="finish", arguments={"answer": "Rome"}))
+    passed, mended, still = scores(ask, pick, stop, wrong_draft, kind_step("grounding", check, good, bad))
+    assert mended >= GOOD > max(passed, still)
 
 
 def test_gold_needs_labels() -> None:
