@@ -175,7 +175,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of adapters and runs.")] = Path("runs/judge"),
     quick: Annotated[bool, typer.Option("--quick", help="Little data: does it run? The numbers mean nothing.")] = False,
     part: Annotated[str, typer.Option(help="judge, ranker or both.")] = "both",
-    answers: Annotated[int, typer.Option(help="Answers that the judge adapter learns from.")] = 700,
+    answers: Annotated[int, typer.Option(help="Answers that the judge adapter learns from.")] = 1200,
     steps: Annotated[int, typer.Option(help="Steps that the ranker adapter learns from.")] = 300,
     scale: Annotated[float, typer.Option(help="Share of the cases to measure the judges on.")] = 1.0,
     repetitions: Annotated[int, typer.Option(help="Judgements of each answer.")] = 1,
