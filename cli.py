@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .commands import ask, data, distil, eval_retrieval, jobs
+from .commands import ask, data, distil, eval_retrieval, improve, jobs
 from .models.errors import RestillError
 
 
@@ -55,7 +55,7 @@ app.command()(data.pull)
 app.command()(data.index)
 app.command()(ask.ask)
 app.command()(jobs.rollout)
-app.command()(jobs.improve)
+app.command()(improve.improve)
 app.command()(distil.distill)
 app.command("eval")(jobs.evaluate)
 app.command("eval-retrieval")(eval_retrieval.eval_retrieval)

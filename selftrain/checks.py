@@ -30,6 +30,12 @@ def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question]
             f"{missing[0].question!r:.80}; "
             f"{type(method.ranker).__name__} needs them, LikelihoodRanker does not"
         )
+    steps = method.step_ranker
+    if steps is not None and steps.needs_labels and (missing := [q for q in train if not q.answers]):
+        raise RestillError(
+            f"{len(missing)} of {len(train)} training questions have no answers, such as "
+            f"{missing[0].question!r:.80}; {type(steps).__name__} needs them, a ranker adapter does not"
+        )
     refuse_overlap(train, held_out)
     if method.pilot is not None:
         method.pilot.choose(train, 0)

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 from ..agents.model import ChatTokenizer
 from ..agents.question import Question
 from ..agents.scores import exact_match, normalise
-from ..agents.trajectory import Trajectory
+from ..agents.trajectory import Sample, Trajectory
 from ..models.errors import RestillError
 from .mixture import is_good
 
@@ -79,6 +79,18 @@ class GoldRanker:
 
 
 @dataclass(frozen=True)
+class CompletedRanker:
+    """Every completed trajectory alike, right or wrong: the mixture of ReST meets ReAct (Aksitov et al. 2312.10003,
+    section 3.3), which filters nothing."""
+
+    needs_labels: bool = field(default=False, init=False)
+
+    def rank(self, question: Question, candidates: Sequence[Trajectory]) -> list[float]:
+        """1 for a trajectory that ended by its own decision with an answer."""
+        return [1.0 if is_complete(t) else VETO for t in candidates]
+
+
+@dataclass(frozen=True)
 class LikelihoodRanker:
     """AI feedback without labels, from log-probabilities (temperature 1, untruncated, no grammar).
 
@@ -131,16 +143,16 @@ class LikelihoodRanker:
         return scores
 
     def _parts(self, trajectory: Trajectory) -> _Parts:
-        last = trajectory.steps[-1].sample
+        last = _answering(trajectory)
         if trajectory.text_only or len(last.logprobs) != len(last.tokens) or not last.tokens:
             raise RestillError(f"trajectory {trajectory.id} has no log-probabilities; roll out with a JaxChatModel")
         start, end = answer_span(self.model.tokenizer, last.tokens, trajectory.answer or "")
-        own = [p for step in trajectory.steps[:-1] for p in step.sample.logprobs]
+        own = [p for step in trajectory.steps if step.sample is not last for p in step.sample.logprobs]
         own += last.logprobs[:start] + last.logprobs[end:]
         return _Parts(answer=_mean(last.logprobs[start:end]), path=_mean(own), start=start, end=end)
 
     def _gain(self, trajectory: Trajectory, part: _Parts) -> float:
-        turn = trajectory.steps[-1].sample.tokens[: part.end]
+        turn = _answering(trajectory).tokens[: part.end]
         bare = self.model.engine.score(trajectory.prompt0, turn)[part.start :]
         return max(-5.0, min(5.0, part.answer - _mean([float(p) for p in bare])))
 
@@ -169,10 +181,17 @@ class _Parts:
     end: int
 
 
-def answer_span(tokenizer: ChatTokenizer, tokens: Sequence[int], answer: str) -> tuple[int, int]:
-    """Which tokens of a turn write the value of ``"answer"``: [start, end), every token that touches it.
+def _answering(trajectory: Trajectory) -> Sample:
+    """The turn that wrote the answer: the last one, but for a search agent's checks that passed it."""
+    writing = [s for s in trajectory.steps if s.action is not None and s.action.tool in ("finish", "revise")]
+    return (writing or trajectory.steps)[-1].sample
 
-    The whole turn when the value cannot be found.
+
+def answer_span(tokenizer: ChatTokenizer, tokens: Sequence[int], answer: str) -> tuple[int, int]:
+    """Which tokens of a turn write the answer: [start, end), every token that touches it.
+
+    That is the value of ``"answer"`` in a ReAct turn, else where the answer last stands in the turn. The whole turn
+    when the value cannot be found.
     """
     ends, text = [], b""
     for token in tokens:
@@ -183,7 +202,7 @@ def answer_span(tokenizer: ChatTokenizer, tokens: Sequence[int], answer: str) ->
     at = max((match.end() for match in _KEY.finditer(text)), default=-1)
     for ascii_only in (True, False):
         value = json.dumps(answer, ensure_ascii=ascii_only)[1:-1].encode()
-        first = text.find(value, at) if at >= 0 and value else -1
+        first = -1 if not value else text.find(value, at) if at >= 0 else text.rfind(value)
         if first >= 0:
             last = first + len(value)
             inside = [i for i, end in enumerate(ends) if end > first and (ends[i - 1] if i else 0) < last]

@@ -23,14 +23,14 @@ from ..agents.question import Question
 from ..agents.run import Run
 from ..agents.trajectory import Trajectory
 from .checks import refuse
-from .feedback import GoldRanker
 from .files import write_json
 from .job import Job
 from .mixture import Mixture
 from .phases import Phases, digest, release
-from .pilot import Pilot, grounded
+from .pilot import Pilot
 from .report import Report, differences
-from .rest import Kept, ReST, select, select_random
+from .rest import ReST
+from .selection import Kept, select, select_random
 
 
 def improve(
@@ -109,7 +109,8 @@ class _Improvement(Phases):
                 name, agent.replace(temperature=method.temperature), self.train, method.samples
             )
             replayed = pilot if method.replay else None
-            mixture = self.mix(name, run, content, lambda ts, a=agent: self._select(a, ts), replayed)
+            ranked = None if method.step_ranker is None else self.rank(name, run, content, agent, method.step_ranker)
+            mixture = self.mix(name, run, content, lambda ts, a=agent: self._select(a, ts), replayed, ranked)
             start = previous if method.start == "previous" else None
             release(agent)
             trained = self.latest = self.fit(name, mixture, start, method.train)
@@ -140,11 +141,7 @@ class _Improvement(Phases):
         chosen = pilot.choose(self.train, self.seed)
         run, content = self.roll_out("pilot", pilot.guided(self.agent, chosen), chosen, pilot.samples)
 
-        def right(trajectories: list[Trajectory]) -> list[Kept]:
-            read = filter(grounded, trajectories)
-            return select(GoldRanker(), chosen, read, keep_per_question=pilot.samples)[: pilot.most]
-
-        return self.mix("pilot", run, content, right, None)
+        return self.mix("pilot", run, content, lambda found: pilot.keep(found, chosen), None)
 
     def _control(self, run: Run, content: str, count: int, start: Path | None, replayed: Mixture | None) -> None:
         def blindly(trajectories: list[Trajectory]) -> list[Kept]:

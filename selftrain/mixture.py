@@ -101,8 +101,7 @@ class Mixture(Sequence[Example]):
         Raises:
             RestillError: a trajectory has no token ids, or an unknown mode.
         """
-        if mode not in ("trajectory", "step"):
-            raise RestillError(f"mode={mode!r} is unknown; use 'trajectory' or 'step'")
+        check_mode(mode)
         listed = list(trajectories)
         given = [None] * len(listed) if scores is None else list(scores)
         examples = [e for t, s in zip(listed, given, strict=True) for e in _examples(t, s, mode)]
@@ -155,6 +154,12 @@ class Mixture(Sequence[Example]):
 
     def __iter__(self) -> Iterator[Example]:
         return iter(self.examples)
+
+
+def check_mode(mode: str) -> None:
+    """Raises RestillError for an unknown mode."""
+    if mode not in ("trajectory", "step"):
+        raise RestillError(f"mode={mode!r} is unknown; use 'trajectory' or 'step'")
 
 
 def is_good(step: Step) -> bool:

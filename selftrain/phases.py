@@ -11,10 +11,11 @@ from typing import Any
 
 from ..agents.agent import Agent
 from ..agents.evaluate import EvalReport, evaluate
-from ..agents.protocol import PROTOCOL
+from ..agents.model import identity
 from ..agents.question import Question
 from ..agents.rollout import rollout
 from ..agents.run import Run
+from ..agents.search.agent import SearchAgent
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from ..models.memory import trim
@@ -22,7 +23,10 @@ from .files import hash_json, read_json, write_atomic, write_json
 from .job import Job
 from .mixture import Mixture
 from .report import Arm
-from .rest import Kept, ReST
+from .rerank import Rankings, rerank
+from .rest import ReST, plain
+from .selection import Kept
+from .step_rankers import StepRanker
 from .trainer import TrainConfig, Trainer
 
 
@@ -71,6 +75,34 @@ class Phases:
         done = self.job.phase(f"{name}/rollout", inputs, work, outputs=[folder / "run.json"])
         return Run.open(folder), done["content"]
 
+    def rank(self, name: str, run: Run, content: str, agent: Agent, ranker: StepRanker) -> Rankings:
+        """The ranker's orders over the run's steps, which stay beside it; the phase tells how they agree.
+
+        Args:
+            content: the run's hash.
+            agent: what made the run, as far as its prompts and actions go.
+        """
+        judge = getattr(ranker, "model", None)
+        settings = {
+            "ranker": plain(ranker),
+            "model": None if judge is None else identity(judge),
+            "rollout": content,
+        }
+        path = run.path / "rankings" / "steps.jsonl"
+
+        def rankings() -> Rankings:
+            return rerank(
+                run, ranker, self.train, name="steps", settings=settings, tokenizer=agent.model.tokenizer,
+                read=agent.read if isinstance(agent, SearchAgent) else None,
+            )  # fmt: skip
+
+        def work() -> dict[str, Any]:
+            self._say(f"{name}: ranking the samples of {len(run)} trajectories")
+            return dict(rankings().stats)
+
+        self.job.phase(f"{name}/rank", settings, work, outputs=[path], discard=lambda: path.unlink(missing_ok=True))
+        return rankings()
+
     def mix(
         self,
         name: str,
@@ -78,11 +110,13 @@ class Phases:
         content: str,
         choose: Callable[[list[Trajectory]], list[Kept]],
         replayed: Mixture | None,
+        rankings: Rankings | None = None,
     ) -> Mixture:
         """What ``choose`` keeps of a run, and all that is ``replayed``, as training examples.
 
         Args:
             content: the run's hash.
+            rankings: of its steps, which decide what each of them teaches.
 
         Raises:
             RestillError: nothing is kept.
@@ -92,12 +126,14 @@ class Phases:
             "rollout": content,
             "method": {k: v for k, v in self.method.knobs().items() if k not in ("train", "generations")},
             "replayed": None if replayed is None else replayed.fingerprint,
+            "rankings": None if rankings is None else rankings.fingerprint,
         }
 
         def work() -> dict[str, Any]:
             kept = choose(list(run))
             rows = [{"trajectory": k.trajectory.id, "key": list(k.trajectory.key), "score": k.score} for k in kept]
-            mixture = Mixture.from_trajectories([k.trajectory for k in kept], scores=[k.score for k in kept])
+            taught = [k.trajectory if rankings is None else rankings.of(k.trajectory) for k in kept]
+            mixture = Mixture.from_trajectories(taught, scores=[k.score for k in kept], mode=self.method.mode)
             if not mixture:
                 raise RestillError(
                     f"{name}: none of the {len(run)} trajectories in {run.path} is worth keeping; "
@@ -129,7 +165,7 @@ class Phases:
         manifest = {
             "base": str(model.name),
             "base_fingerprint": str(model.fingerprint),
-            "protocol": PROTOCOL,
+            "protocol": self.agent.config["protocol"],
             "few_shot": 0,
             "arm": name,
             "recipe": self.method.knobs(),

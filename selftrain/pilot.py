@@ -14,10 +14,14 @@ from typing import Any
 from ..agents.agent import Agent
 from ..agents.question import Question
 from ..agents.scores import normalise
+from ..agents.search.agent import SearchAgent
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from .expert import ExpertModel, gold_script
+from .feedback import CompletedRanker, GoldRanker
 from .guide import hint as world_hint
+from .search_expert import SearchExpertModel
+from .selection import Kept, select
 from .trainer import TrainConfig
 
 
@@ -29,7 +33,9 @@ class Pilot:
         questions: how many of the training questions it may see.
         guide: ``"expert"``: the scripted expert writes the turns; else a function from a question to a hint
             (see :func:`gold_hint`) that the model sees and that is never stored.
-        samples: guided runs per question (an expert needs one).
+        samples: guided runs per question (an expert without noise needs one).
+        noise: share of a search agent's expert's steps that are a plausible mistake; with it every completed
+            trajectory is kept, right or wrong, else only right ones that have read the answer.
         temperature: of a hinted model.
         most: the most trajectories to train on.
         train: how to train it; ``None``: as the method does.
@@ -38,6 +44,7 @@ class Pilot:
     questions: int = 100
     guide: str | Callable[[Question], str] = "expert"
     samples: int = 1
+    noise: float = 0.0
     temperature: float = 0.7
     most: int = 500
     train: TrainConfig | None = None
@@ -47,6 +54,8 @@ class Pilot:
             raise RestillError(f"guide={self.guide!r} is unknown; use 'expert' or a function from question to hint")
         if self.questions < 1 or self.samples < 1 or self.most < 1:
             raise RestillError("a pilot needs at least one question, one sample and one trajectory")
+        if not 0 <= self.noise < 1:
+            raise RestillError(f"noise={self.noise}: give a share from 0 to below 1")
 
     def choose(self, questions: Sequence[Question], seed: int) -> list[Question]:
         """The pilot's questions: drawn from those that can be guided, in an order that follows from ``seed``.
@@ -66,9 +75,24 @@ class Pilot:
     def guided(self, agent: Agent, questions: Sequence[Question]) -> Agent:
         """The agent that makes the pilot's trajectories."""
         if isinstance(self.guide, str):
-            model: Any = ExpertModel(agent.model.tokenizer, questions)
+            model: Any = self._expert(agent, questions)
             return agent.replace(model=model, few_shot=0, temperature=0.0, hint=None)
         return agent.replace(hint=self.guide, temperature=self.temperature)
+
+    def _expert(self, agent: Agent, questions: Sequence[Question]) -> Any:
+        if isinstance(agent, SearchAgent):
+            return SearchExpertModel(agent.model.tokenizer, questions, format=agent.format, noise=self.noise)
+        if self.noise:
+            raise RestillError(f"noise={self.noise}: only the search agent's expert makes mistakes; give 0")
+        return ExpertModel(agent.model.tokenizer, questions)
+
+    def keep(self, trajectories: Sequence[Trajectory], questions: Sequence[Question]) -> list[Kept]:
+        """What the pilot is trained on."""
+        if self.noise:
+            ranker, read = CompletedRanker(), list(trajectories)
+        else:
+            ranker, read = GoldRanker(), [t for t in trajectories if grounded(t)]
+        return select(ranker, questions, read, keep_per_question=self.samples)[: self.most]
 
     def _can_guide(self, question: Question) -> bool:
         if not question.answers:

@@ -24,6 +24,7 @@ from ..agents.shards import ShardWriter
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from .choice import Choice, Reader, choices
+from .files import hash_json
 from .gold_steps import quality
 from .step_rankers import Order, StepRanker
 
@@ -40,6 +41,11 @@ class Rankings:
 
     orders: dict[Key, list[list[int]]]
     stats: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the orders."""
+        return hash_json([[*key, orders] for key, orders in sorted(self.orders.items())])
 
     def of(self, trajectory: Trajectory) -> Trajectory:
         """The trajectory with ``Step.ranking`` filled in, everything else as it was; unranked ones come back as is.

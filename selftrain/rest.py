@@ -1,22 +1,20 @@
 """ReST meets ReAct (Aksitov et al. 2312.10003), reward-filtered as in ReST (Gulcehre et al. 2308.08998).
 
 Each generation grows (several trajectories per question), ranks them, keeps the best, and trains on what
-was kept. This file says what to keep; :mod:`restill.selftrain.improve` carries it out.
+was kept. :mod:`restill.selftrain.improve` carries it out.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-from ..agents.question import Question
-from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
-from .feedback import VETO, GoldRanker, Ranker
-from .mixture import is_good
+from .feedback import GoldRanker, Ranker
+from .mixture import Mode, check_mode
 from .pilot import Pilot
+from .step_rankers import StepRanker
 from .trainer import TrainConfig
 
 
@@ -26,7 +24,11 @@ class ReST:
 
     Attributes:
         samples, temperature: trajectories per question in a generation, and how they are drawn.
-        ranker: orders the trajectories of one question; may veto.
+        ranker: orders the trajectories of one question; may veto. The paper's own mixture, every completed
+            trajectory, is ``CompletedRanker()`` with ``keep_per_question=samples``.
+        step_ranker: orders the samples of each step of what was rolled out; its first choice becomes the target of
+            that step, and nothing else changes (off-policy, one pass). Worth it for agents that draw several samples.
+        mode: a kept trajectory is one example, or each of its steps is (see ``Mixture.from_trajectories``).
         keep_per_question: the most to keep of one question.
         keep_share: of all questions with something to keep, the share whose best trajectory scores highest
             (for rankers without labels, whose scores compare across questions).
@@ -40,6 +42,8 @@ class ReST:
     samples: int = 2
     temperature: float = 0.7
     ranker: Ranker = field(default_factory=GoldRanker)
+    step_ranker: StepRanker | None = None
+    mode: Mode = "trajectory"
     keep_per_question: int = 1
     keep_share: float = 1.0
     start: Literal["previous", "base"] = "previous"
@@ -56,76 +60,26 @@ class ReST:
             )
         if not 0 < self.keep_share <= 1:
             raise RestillError(f"keep_share={self.keep_share}: give a share above 0, at most 1")
+        check_mode(self.mode)
         if self.start not in ("previous", "base"):
             raise RestillError(f"start={self.start!r} is unknown; use 'previous' or 'base'")
 
     def knobs(self) -> dict[str, Any]:
         """Every knob as plain values, for the manifest."""
-        return _plain(self)
+        return plain(self)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A trajectory that was chosen, and its score."""
-
-    trajectory: Trajectory
-    score: float
-
-
-def select(
-    ranker: Ranker,
-    questions: Iterable[Question],
-    trajectories: Iterable[Trajectory],
-    *,
-    keep_per_question: int = 1,
-    keep_share: float = 1.0,
-) -> list[Kept]:
-    """Rank the trajectories of each question and keep the best: the reward filter.
-
-    Two with the same tokens count once. Ties go to the lower sample index; the order is that of
-    ``questions``.
-    """
-    by_question: dict[str, list[Trajectory]] = {}
-    for t in sorted(trajectories, key=lambda t: t.sample):
-        by_question.setdefault(t.question_key, []).append(t)
-    groups: list[list[Kept]] = []
-    for question in questions:
-        candidates = by_question.get(question.key, [])
-        if not candidates:
-            continue
-        seen = question if ranker.needs_labels else question.without_labels()
-        scores = ranker.rank(seen, candidates)
-        kept: dict[tuple[int, ...], Kept] = {}
-        for score, t in sorted(zip(scores, candidates, strict=True), key=lambda pair: -pair[0]):
-            if score != VETO and _teaches(t):
-                kept.setdefault(tuple(t.token_ids()), Kept(t, score))
-        if kept:
-            groups.append(list(kept.values())[:keep_per_question])
-    best = sorted(range(len(groups)), key=lambda i: -groups[i][0].score)
-    chosen = set(best[: max(1, round(keep_share * len(groups)))])
-    return [kept for i, group in enumerate(groups) if i in chosen for kept in group]
-
-
-def select_random(trajectories: Iterable[Trajectory], count: int, *, seed: int) -> list[Kept]:
-    """``count`` trajectories drawn without looking at them: the control."""
-    pool = sorted((t for t in trajectories if _teaches(t)), key=lambda t: t.key)
-    return [Kept(t, 0.0) for t in random.Random(f"control {seed}").sample(pool, min(count, len(pool)))]
-
-
-def _teaches(trajectory: Trajectory) -> bool:
-    return any(is_good(step) and (step.sample.tokens or trajectory.text_only) for step in trajectory.steps)
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Knobs of a method or a ranker as plain values; fields without a repr (models) are left out."""
     if is_dataclass(value) and not isinstance(value, type):
-        named = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.repr}
+        named = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.repr}
         return {"kind": type(value).__name__, **named}
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Callable):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    return {"kind": type(value).__name__, **{k: _plain(v) for k, v in sorted(vars(value).items())}}
+    return {"kind": type(value).__name__, **{k: plain(v) for k, v in sorted(vars(value).items())}}

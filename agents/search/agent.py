@@ -13,14 +13,14 @@ from ..model import is_token_model
 from ..prompt import search_tool
 from ..question import Question
 from ..tools import Tool
-from ..trajectory import Step, Trajectory
+from ..trajectory import Action, Sample, Step, Trajectory
 from .code import CodeFormat
 from .compact import CompactFormat
 from .episode import SearchEpisode, SearchPlan
 from .examples import EXAMPLES
 from .format import PromptFormat
 from .nodes import search_graph
-from .replay import replay
+from .replay import read, replay
 
 FORMATS: dict[str, PromptFormat] = {format.name: format for format in (CompactFormat(), CodeFormat())}
 
@@ -195,6 +195,11 @@ class SearchAgent(Agent):
             RestillError: the trajectory has no token ids, or is of another protocol.
         """
         return replay(self.plan, trajectory, few_shot=few_shot)
+
+    def read(self, trajectory: Trajectory, index: int, sample: Sample) -> Action | None:
+        """What ``sample`` would have done at step ``index`` of a trajectory of this agent's protocol, as a step stores
+        it; ``None`` when it cannot be read. Rankers that judge actions need it for samples that did not go on."""
+        return read(self.plan, trajectory, index, sample)
 
     def mermaid(self) -> str:
         """The state machine as Mermaid source."""

@@ -65,7 +65,7 @@ def _items(observation: str) -> list[ResultItem]:
     for match in _HANDLE.finditer(observation):
         if not matches or int(match[1]) == int(matches[-1][1]) + 1:
             matches.append(match)
-    ends = [m.start() for m in matches[1:]] + [len(observation)]
+    ends = [*(m.start() for m in matches[1:]), len(observation)][: len(matches)]
     return [
         ResultItem(link_id=int(m[1]), link_text="", snippet=observation[m.end() : end].strip())
         for m, end in zip(matches, ends, strict=True)

@@ -16,7 +16,8 @@ from restill.agents.testing import ByteTokenizer, ScriptedModel, answer, call
 from restill.agents.trajectory import Trajectory
 from restill.models.errors import RestillError
 from restill.selftrain.feedback import VETO, GoldRanker, LikelihoodRanker, RandomRanker, Ranker, answer_span
-from restill.selftrain.rest import ReST, select, select_random
+from restill.selftrain.rest import ReST
+from restill.selftrain.selection import select, select_random
 
 QUESTION = Question(id="q", question="Where was Ada born?", answers=["London"])
 SEARCH = call("search", query="Ada")
@@ -88,6 +89,13 @@ def test_the_answer_is_found_among_the_tokens(text: str) -> None:
         json.dumps(text)[1:-1],
         json.dumps(text, ensure_ascii=False)[1:-1],
     )
+
+
+def test_a_search_agent_s_answer_is_found_as_it_stands_last() -> None:
+    tokenizer = ByteTokenizer()
+    tokens = tokenizer.encode("Thought: Oslo or not.\nAnswer: Oslo [1][3]")
+    start, end = answer_span(tokenizer, tokens, "Oslo")
+    assert tokenizer.decode(tokens[start:end]) == "Oslo" and start > 20
 
 
 def test_random_is_repeatable_and_blind() -> None:

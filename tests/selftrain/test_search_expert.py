@@ -113,3 +113,14 @@ def test_it_refuses_what_it_was_not_given(world: World) -> None:
     agent = SearchAgent(SearchExpertModel(ByteTokenizer(), []), [reader(world.documents)], few_shot=0)
     result = agent.invoke("Who?")
     assert result.status == "error" and "was not given the question" in (result.trajectory.error or "")
+
+
+def test_a_search_that_finds_nothing_ends_in_an_answer_too(world: World) -> None:
+    def search(query: str) -> list[Hit]:
+        """Find passages."""
+        return []
+
+    model = SearchExpertModel(ByteTokenizer(), world.train)
+    agent = SearchAgent(model, [search], few_shot=0, samples=1, observation_tokens=4000, step_tokens=2000)
+    result = agent.invoke(world.train[0])
+    assert result.status == "answered" and result.citations == [] and len(result.trajectory.calls("search")) > 1

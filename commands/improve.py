@@ -1,0 +1,190 @@
+"""The command that lets an agent train itself; it resumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..models.errors import RestillError
+from .common import (
+    DEFAULT_MODEL,
+    AdapterOption,
+    AgentOption,
+    ConcurrencyOption,
+    DocsOption,
+    FewShotOption,
+    FollowOption,
+    FormatOption,
+    IndexOption,
+    JsonOption,
+    KOption,
+    LimitOption,
+    ModelOption,
+    ModeOption,
+    PrecisionOption,
+    SamplesOption,
+    SecondsOption,
+    SeedOption,
+    StepsOption,
+    TemperatureOption,
+    make_agent,
+    open_retriever,
+    opened_model,
+    print_json,
+)
+from .jobs import QuestionsArgument
+
+if TYPE_CHECKING:
+    from ..selftrain.rest import ReST
+    from ..selftrain.step_rankers import StepRanker
+
+
+def improve(
+    questions: QuestionsArgument,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the job; running again goes on.")],
+    eval: Annotated[
+        Path | None,
+        typer.Option("--eval", help="Held-out questions with answers; without, nothing is scored."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="rest: keep the best of several trajectories, train, repeat.")] = "rest",
+    generations: Annotated[int, typer.Option(min=0, help="Rounds of rollout and training.")] = 1,
+    pilot: Annotated[
+        int,
+        typer.Option(min=0, help="Questions that a guide shows how to answer before round 1; 0 for none."),
+    ] = 100,
+    ranker: Annotated[
+        str,
+        typer.Option(
+            help="What is kept. gold: right answers; likelihood: by the model's own scores, no answers needed; "
+            "completed: every completed trajectory."
+        ),
+    ] = "gold",
+    step_ranker: Annotated[
+        str | None,
+        typer.Option(help="Let each step teach its best sample, by a ranker adapter, or gold, likelihood, random."),
+    ] = None,
+    noise: Annotated[
+        float, typer.Option(min=0.0, max=0.99, help="Share of the pilot's steps that are mistakes (--agent search).")
+    ] = 0.0,
+    samples: SamplesOption = 2,
+    temperature: TemperatureOption = 0.7,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the kept trajectories.")] = 2,
+    frozen_layers: Annotated[int, typer.Option(min=0, help="Lower layers that are not trained.")] = 0,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
+    control: Annotated[
+        bool, typer.Option("--control", help="Also train on equally many trajectories drawn at random.")
+    ] = False,
+    model: ModelOption = DEFAULT_MODEL,
+    adapter: AdapterOption = None,
+    precision: PrecisionOption = "auto",
+    index: IndexOption = None,
+    docs: DocsOption = None,
+    k: KOption = 3,
+    mode: ModeOption = "dense",
+    follow: FollowOption = False,
+    agent: AgentOption = "react",
+    format: FormatOption = "compact",
+    steps: StepsOption = None,
+    seconds: SecondsOption = 60.0,
+    few_shot: FewShotOption = None,
+    concurrency: ConcurrencyOption = 32,
+    seed: SeedOption = 0,
+    limit: LimitOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let the agent train itself on its own trajectories, and score it before and after.
+
+    The adapter in the job's folder goes to the other commands with --adapter. --limit cuts the training
+    questions only.
+    """
+    from ..agents.question import read_questions
+    from ..console import stdout
+    from ..selftrain.improve import improve as run_improve
+
+    asked = read_questions(questions, limit=limit)
+    held_out = read_questions(eval) if eval is not None else None
+    recipe = _method(
+        method,
+        generations=generations,
+        pilot=pilot,
+        ranker=ranker,
+        step_ranker=_step_ranker(step_ranker, model),
+        noise=noise,
+        samples=samples,
+        temperature=temperature,
+        train={"epochs": epochs, "frozen_layers": frozen_layers, "method": "full" if full else "lora"},
+    )
+    retriever = open_retriever(index, docs, k, mode, progress=not json)
+    with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
+        report = run_improve(
+            make_agent(
+                chat, retriever, agent=agent, format=format, steps=steps, seconds=seconds, follow=follow,
+                few_shot=few_shot, seed=seed,
+            ),
+            asked,
+            out=out,
+            method=recipe,
+            eval=held_out,
+            seed=seed,
+            control=control,
+            concurrency=concurrency,
+            deadline=2 * seconds,
+            progress=True,
+        )  # fmt: skip
+    if json:
+        print_json(report.model_dump(mode="json"))
+        return
+    if report.arms:
+        stdout().print(report.table())
+    stdout().print(f"adapter: {report.adapter}\nreport:  {out / 'report.json'}", markup=False, soft_wrap=True)
+
+
+def _method(
+    name: str,
+    *,
+    generations: int,
+    pilot: int,
+    ranker: str,
+    step_ranker: StepRanker | None,
+    noise: float,
+    samples: int,
+    temperature: float,
+    train: dict[str, Any],
+) -> ReST:
+    from ..selftrain.feedback import CompletedRanker, GoldRanker, LikelihoodRanker
+    from ..selftrain.pilot import Pilot
+    from ..selftrain.rest import ReST
+    from ..selftrain.trainer import TrainConfig
+
+    rankers = {"gold": GoldRanker, "likelihood": LikelihoodRanker, "completed": CompletedRanker}
+    if name != "rest":
+        raise RestillError(f"--method {name!r} is unknown; use rest")
+    if ranker not in rankers:
+        raise RestillError(f"--ranker {ranker!r} is unknown; use {' or '.join(rankers)}")
+    kept = samples if ranker == "completed" else 1
+    return ReST(
+        generations=generations,
+        samples=samples,
+        temperature=temperature,
+        ranker=rankers[ranker](),
+        keep_per_question=kept,
+        step_ranker=step_ranker,
+        pilot=Pilot(questions=pilot, noise=noise) if pilot else None,
+        train=TrainConfig(**train),
+    )
+
+
+def _step_ranker(name: str | None, model: str) -> StepRanker | None:
+    from ..selftrain.ranker_adapter import AdapterStepRanker
+    from ..selftrain.step_rankers import GoldStepRanker, LikelihoodStepRanker, RandomStepRanker
+
+    known = {"gold": GoldStepRanker, "likelihood": LikelihoodStepRanker, "random": RandomStepRanker}
+    if name is None:
+        return None
+    if name in known:
+        return known[name]()
+    from ..models.chat import JaxChatModel
+
+    return AdapterStepRanker(model=JaxChatModel.from_pretrained(model, adapter=name))
