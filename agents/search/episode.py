@@ -87,7 +87,7 @@ class SearchEpisode(Episode[SearchPlan]):
         step.chosen = min(readable)[1] if readable else 0
         transcript.keep(step.sample)
         if not readable:
-            return self._unreadable(step)
+            return self._unreadable(step, spent if room < plan.step_tokens else None)
         action = plan.format.parse(kind, step.sample.text, state)
         step.action, step.thought = to_record(action, plan.tool, plan.argument), action.thoughts
         state.apply(action)
@@ -146,13 +146,15 @@ class SearchEpisode(Episode[SearchPlan]):
             return cut_off(str(error), sample)
         return None
 
-    def _unreadable(self, step: Step) -> None:
+    def _unreadable(self, step: Step, short_of: str | None) -> None:
+        """End the run; a turn that was cut because a budget left less than a whole one is the budget's doing."""
         error = step.sample.error
         step.observation = Observation(status="invalid", text="", error=error)
-        late = all(sample.finish_reason == "deadline" for sample in step.samples)
+        ends = {sample.finish_reason for sample in step.samples}
+        spent = "seconds" if ends == {"deadline"} else short_of if ends == {"length"} else None
         why = f"no sample of step {len(self._steps)} ({step.kind}) can be read: {error}"
         if self._trouble is None:
-            self._trouble = ("budget", "the budget of seconds ran out") if late else ("invalid", why)
+            self._trouble = ("budget", f"the budget of {spent} ran out") if spent else ("invalid", why)
         else:
             self._trouble = (self._trouble[0], f"{self._trouble[1]}; and the last turn gave no answer: {error}")
         self._tell(step)

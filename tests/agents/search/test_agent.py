@@ -94,6 +94,15 @@ def test_steps_that_run_out_are_a_status_with_an_answer(search: Any) -> None:
     assert [c.doc_id for c in trajectory.citations] == ["d1"]
 
 
+def test_a_turn_that_the_budget_of_tokens_cut_short_is_the_budget_s_doing(search: Any) -> None:
+    """A model whose turns can all be read never ends as "invalid", whatever it may spend."""
+    statuses = set()
+    for tokens in range(200, 2200, 9):
+        trajectory = asyncio.run(agent(script(*RUN), search, budget=Budget(tokens=tokens)).arun("What is Rome?"))
+        statuses.add(trajectory.status)
+    assert statuses == {"budget", "answered"}
+
+
 def test_a_hint_is_seen_and_never_stored(search: Any) -> None:
     model = script(*RUN)
     trajectory = asyncio.run(agent(model, search, hint=lambda q: "it is a city").arun("What is Rome?"))
