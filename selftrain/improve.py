@@ -28,7 +28,7 @@ from .job import Job
 from .mixture import Mixture
 from .phases import Phases, digest, release
 from .pilot import Pilot
-from .report import Report, differences
+from .report import Report, comparisons, differences
 from .rest import ReST
 from .selection import Kept, select, select_random
 
@@ -101,8 +101,6 @@ class _Improvement(Phases):
             previous = self.latest = self.fit("pilot", pilot, previous, method.pilot.train or method.train)
             agent = self.equip(previous)
             self.score("pilot", "pilot", agent, previous, len(pilot))
-        pairs = [("pilot", "base")] if pilot is not None else []
-        before = "base" if pilot is None else "pilot"
         for generation in range(1, method.generations + 1):
             name, arm = f"gen{generation}", f"generation {generation}"
             run, content = self.roll_out(
@@ -116,13 +114,10 @@ class _Improvement(Phases):
             trained = self.latest = self.fit(name, mixture, start, method.train)
             agent = self.equip(trained)
             self.score(name, arm, agent, trained, len(mixture))
-            pairs += [(arm, "base"), (arm, before)] if before != "base" else [(arm, "base")]
             if control and generation == 1:
-                if self.held_out:
-                    pairs.append((arm, "control"))
                 release(agent)
                 self._control(run, content, len(mixture) - len(replayed or ()), start, replayed)
-            previous, before = trained, arm
+            previous = trained
         release(agent)
         report = Report(
             out=str(self.job.out),
@@ -130,7 +125,7 @@ class _Improvement(Phases):
             held_out=len(self.held_out),
             method=method.knobs(),
             arms=self.arms,
-            deltas=differences(self.scored, pairs) if self.scored else [],
+            deltas=differences(self.scored, comparisons([name for name, _ in self.scored])),
             adapter=None if self.latest is None else str(self.latest),
             phases=self.job.phases,
         )

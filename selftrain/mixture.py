@@ -162,10 +162,14 @@ def check_mode(mode: str) -> None:
         raise RestillError(f"mode={mode!r} is unknown; use 'trajectory' or 'step'")
 
 
+def is_readable(step: Step) -> bool:
+    """Whether a turn could be read as an action."""
+    return step.action is not None and (step.observation is None or step.observation.status != "invalid")
+
+
 def is_good(step: Step) -> bool:
     """Whether a turn is worth imitating: read as an action, and not forced by the finishing grammar."""
-    readable = step.action is not None and (step.observation is None or step.observation.status != "invalid")
-    return readable and not step.forced
+    return is_readable(step) and not step.forced
 
 
 def target(step: Step) -> tuple[int, bool]:

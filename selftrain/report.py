@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +156,21 @@ class Report(BaseModel):
         return table
 
 
-def differences(arms: list[tuple[str, EvalReport]], pairs: list[tuple[str, str]]) -> list[Delta]:
+def comparisons(arms: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs (arm, over) worth a difference, of arms by name in their order.
+
+    Each arm over the base and over the arm before it; the control is compared with generation 1 alone.
+    """
+    pairs: list[tuple[str, str]] = []
+    trained = [arm for arm in arms if arm != "control"]
+    for place, arm in enumerate(trained[1:], 1):
+        pairs += [(arm, over) for over in dict.fromkeys((trained[0], trained[place - 1]))]
+        if arm == "generation 1" and "control" in arms:
+            pairs.append((arm, "control"))
+    return pairs
+
+
+def differences(arms: Sequence[tuple[str, EvalReport]], pairs: Sequence[tuple[str, str]]) -> list[Delta]:
     """The differences of the named pairs (arm, over)."""
     by_name = dict(arms)
     made = []

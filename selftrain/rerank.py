@@ -101,7 +101,9 @@ def rerank(
     by_key = {q.key: q for q in questions}
     path = out or run.path / "rankings" / f"{name}.jsonl"
     identity = {"format": FORMAT, "name": name, "settings": dict(settings or {})}
-    done = _load(path, identity)
+    head, done = _load(path)
+    if head is not None and head != json.loads(json.dumps(identity)):
+        raise RestillError(f"{path} was made with {head}, now {identity}; give another name, or delete it")
     waiting = [key for key in _completed(run) if key not in done]
     path.parent.mkdir(parents=True, exist_ok=True)
     if waiting:
@@ -116,7 +118,20 @@ def rerank(
                     done[key] = row
         finally:
             writer.close()
-    return Rankings({key: row["orders"] for key, row in done.items()}, _stats(list(done.values())))
+    return _rankings(done)
+
+
+def load_rankings(path: Path) -> Rankings:
+    """What :func:`rerank` has written so far, a torn last line passed over.
+
+    Raises:
+        RestillError: the file holds something else.
+    """
+    return _rankings(_load(path)[1])
+
+
+def _rankings(rows: Mapping[Key, Mapping[str, Any]]) -> Rankings:
+    return Rankings({key: row["orders"] for key, row in rows.items()}, _stats(list(rows.values())))
 
 
 def _completed(run: Run) -> list[Key]:
@@ -200,17 +215,15 @@ def _share(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags) if flags else 0.0
 
 
-def _load(path: Path, identity: Mapping[str, Any]) -> dict[Key, dict[str, Any]]:
+def _load(path: Path) -> tuple[dict[str, Any] | None, dict[Key, dict[str, Any]]]:
+    """The settings, ``None`` when none are written yet, and the rows."""
     if not path.is_file():
-        return {}
+        return None, {}
     lines = path.read_bytes().split(b"\n")[:-1]  # what has no line end is torn; the writer cuts it off
     if not lines:
-        return {}
+        return None, {}
     try:
         head, *rows = [json.loads(line) for line in lines]
-        found = {Key(*row["key"]): row for row in rows}
+        return head, {Key(*row["key"]): row for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise RestillError(f"{path} holds no rankings ({error}); delete it, they can be made again") from None
-    if head != json.loads(json.dumps(identity)):
-        raise RestillError(f"{path} was made with {head}, now {dict(identity)}; give another name, or delete it")
-    return found

@@ -28,7 +28,7 @@ from restill.selftrain.judge_data import Answers
 from restill.selftrain.mixture import Mixture
 from restill.selftrain.ranker_adapter import RANKER_ADAPTER_FORMAT, AdapterStepRanker, expected, ranker_mixture
 from restill.selftrain.ranker_prompt import PromptStepRanker, ranker_grammar, ranker_messages, read_ranking
-from restill.selftrain.rerank import rerank
+from restill.selftrain.rerank import load_rankings, rerank
 from restill.selftrain.scripted import noisy_script, with_samples
 from restill.selftrain.step_rankers import (
     GoldStepRanker,
@@ -393,6 +393,8 @@ def test_a_killed_pass_goes_on_where_it_was_even_from_a_torn_line(tmp_path: Path
     rest = Dying(99)
     again = rerank(run, rest, name="torn", batch=2)
     assert again.orders == whole.orders and rest.seen == 3
+    path.write_bytes(path.read_bytes() + b"torn")
+    assert load_rankings(path) == whole and load_rankings(tmp_path / "none.jsonl").orders == {}
     idle = Dying(0)
     assert rerank(run, idle, name="torn").orders == whole.orders
     with pytest.raises(RestillError, match="give another name"):
