@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .commands import ask, data, distil, eval_retrieval, improve, jobs
+from .commands import ask, data, distil, eval_retrieval, improve, jobs, report
 from .models.errors import RestillError
 
 
@@ -56,6 +56,7 @@ app.command()(data.index)
 app.command()(ask.ask)
 app.command()(jobs.rollout)
 app.command()(improve.improve)
+app.command()(report.report)
 app.command()(distil.distill)
 app.command("eval")(jobs.evaluate)
 app.command("eval-retrieval")(eval_retrieval.eval_retrieval)

@@ -35,6 +35,7 @@ from .common import (
     print_json,
 )
 from .jobs import QuestionsArgument
+from .report import page_of
 
 if TYPE_CHECKING:
     from ..selftrain.rest import ReST
@@ -133,12 +134,14 @@ def improve(
             deadline=2 * seconds,
             progress=True,
         )  # fmt: skip
+    page = page_of(out)
     if json:
         print_json(report.model_dump(mode="json"))
         return
     if report.arms:
         stdout().print(report.table())
-    stdout().print(f"adapter: {report.adapter}\nreport:  {out / 'report.json'}", markup=False, soft_wrap=True)
+    where = f"adapter: {report.adapter}\nreport:  {out / 'report.json'}\npage:    {page}"
+    stdout().print(where, markup=False, soft_wrap=True)
 
 
 def _method(

@@ -127,7 +127,10 @@ def load_rankings(path: Path) -> Rankings:
     Raises:
         RestillError: the file holds something else.
     """
-    return _rankings(_load(path)[1])
+    head, done = _load(path)
+    if head is not None and (not isinstance(head, dict) or head.get("format") != FORMAT):
+        raise RestillError(f"{path} holds no rankings of this version; move it away")
+    return _rankings(done)
 
 
 def _rankings(rows: Mapping[Key, Mapping[str, Any]]) -> Rankings:

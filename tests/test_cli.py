@@ -14,7 +14,19 @@ from restill.cli import app
 from restill.commands.common import open_retriever
 from restill.models.testing import save_tiny, save_tiny_encoder
 
-COMMANDS = ["pull", "index", "ask", "rollout", "improve", "distill", "eval", "eval-retrieval", "show", "world"]
+COMMANDS = [
+    "pull",
+    "index",
+    "ask",
+    "rollout",
+    "improve",
+    "report",
+    "distill",
+    "eval",
+    "eval-retrieval",
+    "show",
+    "world",
+]
 QUICK = ["--few-shot", "0", "--steps", "1", "--seconds", "60"]
 
 
@@ -216,6 +228,9 @@ def test_improve_trains_a_pilot_and_resumes(place, tmp_path):
     assert report["deltas"][0]["interval"] and json.loads(run(*args).stdout) == report
     result = CliRunner().invoke(app, ["ask", "Who?", "--adapter", report["adapter"], *QUICK, "--json"])
     assert json.loads(result.stdout)["trajectory"]["adapter"] == "adapter"
+    assert (tmp_path / "job" / "report.html").read_text().count('class="case"') == 4
+    told = run("report", tmp_path / "job", "--out", tmp_path / "page.html", "--questions", 2).stdout
+    assert str(tmp_path / "page.html") in told and (tmp_path / "page.html").read_text().count('class="case"') == 2
 
 
 def test_passages_in_square_brackets_are_not_taken_for_markup(place):

@@ -41,7 +41,9 @@ def test_constraints_are_exact_versions_each_once():
 
 def test_every_dependency_is_pinned_and_so_is_what_it_needs():
     extras = PROJECT["project"]["optional-dependencies"]
-    todo = [normal(r) for r in [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["bench"]]]
+    todo = [
+        normal(r) for r in [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["bench"], *extras["report"]]
+    ]
     seen: set[str] = set()
     while todo:
         name = todo.pop()
@@ -63,7 +65,7 @@ def test_torch_is_needed_by_bench_alone():
     }.items():
         heavy = {"torch", "transformers"} & {normal(need) for need in needs}
         assert not heavy or where == "bench"
-    assert {"cuda", "tpu", "bench", "dev"} <= set(PROJECT["project"]["optional-dependencies"])
+    assert {"cuda", "tpu", "report", "bench", "dev"} <= set(PROJECT["project"]["optional-dependencies"])
 
 
 def test_the_listed_packages_are_those_on_disk():
@@ -121,7 +123,9 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     assert shipped == expected
     assert "restill/py.typed" in names and any(n.endswith("licenses/LICENSE") for n in names)
     others = {name.split("/")[1] for name in names if name.startswith("restill/") and not name.endswith(".py")}
-    assert others <= {"py.typed", "adapters"}
+    assert others <= {"py.typed", "adapters", "selftrain"}
+    data = {n for n in names if n.startswith("restill/selftrain/") and not n.endswith(".py")}
+    assert data == {"restill/selftrain/report.html.j2"}
     assert {name.split("/")[0] for name in names} == {"restill", f"restill-{restill.__version__}.dist-info"}
 
 

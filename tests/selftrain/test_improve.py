@@ -19,6 +19,7 @@ from restill.models.testing import tiny_checkpoint
 from restill.selftrain import phases as module
 from restill.selftrain.feedback import LikelihoodRanker, RandomRanker
 from restill.selftrain.improve import improve
+from restill.selftrain.job_folder import plan
 from restill.selftrain.pilot import Pilot, gold_hint
 from restill.selftrain.report import Report
 from restill.selftrain.rest import ReST
@@ -111,6 +112,7 @@ def test_arms_climb_and_everything_lies_where_it_should(tmp_path: Path) -> None:
             assert (job / name / part).is_file(), (name, part)
     assert report.adapter == str(job / "gen2" / "adapter")
     assert Report.load(job) == report
+    assert plan(json.loads((job / "job.json").read_text())["settings"]) == list(report.phases)
     manifest = json.loads((job / "gen1" / "adapter" / "manifest.json").read_text())
     assert manifest["few_shot"] == 0 and manifest["base"] == "scripted" and manifest["scores"]["em"] == 0.8
     assert len(manifest["train_question_hashes"]) == report.phases["gen1/mixture"]["kept_questions"] == 2

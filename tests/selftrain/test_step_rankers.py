@@ -395,6 +395,9 @@ def test_a_killed_pass_goes_on_where_it_was_even_from_a_torn_line(tmp_path: Path
     assert again.orders == whole.orders and rest.seen == 3
     path.write_bytes(path.read_bytes() + b"torn")
     assert load_rankings(path) == whole and load_rankings(tmp_path / "none.jsonl").orders == {}
+    (tmp_path / "other.jsonl").write_text('{"key": ["a", 0, "b"]}\n{"key": ["a", 0, "b"]}\n')
+    with pytest.raises(RestillError, match="holds no rankings"):
+        load_rankings(tmp_path / "other.jsonl")
     idle = Dying(0)
     assert rerank(run, idle, name="torn").orders == whole.orders
     with pytest.raises(RestillError, match="give another name"):
