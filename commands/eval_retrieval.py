@@ -60,7 +60,8 @@ def eval_retrieval(
     if not judged:
         raise RestillError(f"no question of {questions} has gold documents; give gold, gold_titles or --qrels")
     relevant = [document for i in judged for document, grade in gold[i].items() if grade > 0]
-    unknown = sum(not retriever.snapshot.rows_of(document) for document in relevant)
+    snapshot = retriever.snapshot
+    unknown = sum(not snapshot.rows_of(document) for document in relevant)
     for count, problem in (
         (len(asked) - len(judged), "questions without gold documents left out"),
         (unknown, "gold documents are not in the index; they count as not found"),

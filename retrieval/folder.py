@@ -113,10 +113,12 @@ def _work_folder(folder: Path) -> tuple[Path, int]:
 
 def _remove_leftovers(folder: Path) -> None:
     """Delete the work folders of ``folder`` that no living process holds."""
+    prefix, beside = f".{folder.name}.", []
+    with contextlib.suppress(OSError):  # it may not be listed
+        beside = list(folder.parent.iterdir())
     if fcntl is None:
         return
-    prefix = f".{folder.name}."
-    for work in folder.parent.iterdir():
+    for work in beside:
         if not work.name.startswith(prefix) or "." in work.name.removeprefix(prefix):
             continue
         with contextlib.suppress(OSError):  # no folder of ours, or in use

@@ -5,12 +5,16 @@ from __future__ import annotations
 import jax
 import pytest
 import tokenizers
+from hypothesis import settings
 from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from restill.models.config import DecoderConfig
 from restill.models.decoder import init_params
 from restill.models.tokenizer import Tokenizer
+
+settings.register_profile("restill", deadline=None)  # how long an example takes on a busy machine is no property
+settings.load_profile("restill")
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

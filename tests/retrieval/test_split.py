@@ -106,9 +106,9 @@ def test_a_long_title_leaves_room_under_a_smaller_limit(make_encoder) -> None:
     ids=lambda text: repr(text[:5]),
 )  # fmt: skip
 def test_odd_texts_take_no_more_than_linear_time(encoder, text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     split(Document(id="d", text=text), encoder)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 LINES = st.sampled_from(
@@ -269,9 +269,9 @@ def test_a_sentence_span_holds_the_span(text: str, data: st.DataObject) -> None:
     ids=lambda text: repr(text[:5]),
 )  # fmt: skip
 def test_odd_markdown_takes_no_more_than_linear_time(encoder, text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     split(Document(id="d", text=text, format="markdown"), encoder)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(
