@@ -18,12 +18,10 @@ class Counter(Protocol):
     """The part of a tokenizer that cutting needs."""
 
     def encode(self, text: str) -> list[Any]:
-        """``text`` in pieces of four characters."""
         """Ids of ``text``; control tokens in it are plain text."""
         ...
 
     def decode(self, ids: Iterable[Any]) -> str:
-        """The text of such pieces."""
         """Text of ``ids``."""
         ...
 
@@ -104,7 +102,9 @@ class Characters:
     """Stands in for a tokenizer where there is none: four characters a token."""
 
     def encode(self, text: str) -> list[str]:
+        """``text`` in pieces of four characters."""
         return [text[i : i + 4] for i in range(0, len(text), 4)]
 
     def decode(self, ids: Iterable[str]) -> str:
+        """The text of such pieces."""
         return "".join(ids)

@@ -36,6 +36,7 @@ class _Bar(Progress):
         self._bar, self._task = bar, task
 
     def draw(self, advance: int = 0) -> None:
+        """Show what is in flight, and how many ended how."""
         counts = ", ".join(f"{n} {status}" for status, n in sorted(self.statuses.items()))
         self._bar.update(self._task, advance=advance, note=f"{self.in_flight} in flight{', ' * bool(counts)}{counts}")
 

@@ -48,7 +48,9 @@ class StepRanker(Protocol):
     """
 
     @property
-    def needs_labels(self) -> bool: ...
+    def needs_labels(self) -> bool:
+        """Whether it reads the gold answers of questions."""
+        ...
 
     def rank(self, choices: Sequence[Choice]) -> list[Order]:
         """One order a choice. Only ``choice.candidates`` are compared; see :func:`.choice.full_order`."""
