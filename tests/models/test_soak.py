@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from restill.models.checkpoint.load import Checkpoint
 from restill.models.config import DecoderConfig
-from restill.models.engine import shapes
 from restill.models.engine.engine import Engine
 from restill.models.engine.job import Job
 from restill.models.engine.request import Completion, Request
@@ -44,11 +43,9 @@ def with_adapters(engine: Engine) -> Engine:
 def engine(
     tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer
 ) -> Iterator[Engine]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "CHUNKS", (16, 64))  # five widths make more programs, of the same kinds
-        engine = with_adapters(Engine(tiny_config, tiny_params, tiny_tokenizer, slots=5, max_context=700))
-        yield engine
-        engine.close()
+    engine = with_adapters(Engine(tiny_config, tiny_params, tiny_tokenizer, slots=5, max_context=700))
+    yield engine
+    engine.close()
 
 
 def flood(engine: Engine, requests: list[Request], rng: random.Random) -> None:
