@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m restill.selftrain.demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 venv: $(VENV)/.installed-dev
 
