@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from .drawing import Drawing
 from .episode import LAST_MOMENT, MIN_OBSERVATION, MIN_TURN, Episode, cut_off, live
 from .plan import ReActPlan, derive_seed
 from .prompt import few_shot_messages, question_text, system_prompt
@@ -56,10 +57,7 @@ class ReActEpisode(Episode[ReActPlan]):
             self._spent.steps += 1  # reserved before the call: a call that fails is spent as well
         [sample] = await transcript.draw(
             [derive_seed(self._seed, len(self._steps))],
-            grammar=grammar,
-            max_tokens=max_tokens,
-            temperature=self._plan.temperature,
-            deadline=deadline,
+            Drawing(grammar=grammar, max_tokens=max_tokens, temperature=self._plan.temperature, deadline=deadline),
         )
         transcript.keep(sample)
         self._count([sample], length)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
-from ..models.engine.request import Request, Sampling
 from ..models.errors import RestillError
+from .drawing import Drawing, draw_texts, draw_tokens, seen_tokens
 from .model import TokenModel
 from .observation import Characters, Counter
 from .prompt import Message
-from .tool_results import well_formed
 from .trajectory import Prompt, Sample, Seen
 
 
@@ -41,16 +40,7 @@ class Transcript(Protocol):
         """The prompt of the step that begins now, relative to the step before."""
         ...
 
-    async def draw(
-        self,
-        seeds: Sequence[int],
-        *,
-        grammar: str | None,
-        max_tokens: int,
-        temperature: float,
-        deadline: float | None,
-        stop: tuple[str, ...] = (),
-    ) -> list[Sample]:
+    async def draw(self, seeds: Sequence[int], how: Drawing) -> list[Sample]:
         """Let the model write the turn that comes next, once for each seed."""
         ...
 
@@ -76,66 +66,6 @@ class ChatTranscript(Transcript, Protocol):
     def observe(self, observation: str) -> None:
         """Append an observation turn."""
         ...
-
-
-class ModelFailure(Exception):
-    """The model gave no completion; the message says why."""
-
-
-async def draw_tokens(model: TokenModel, requests: Sequence[Request]) -> list[Sample]:
-    """Carry out requests at once, so that equal prompts are computed once (the engine forks its cache).
-
-    Raises:
-        ModelFailure: the model gave no completion to one of them.
-    """
-    tasks = [asyncio.ensure_future(model.agenerate_tokens(request)) for request in requests]
-    try:
-        completions = await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-    samples = []
-    for request, completion in zip(requests, completions, strict=True):
-        if completion.finish_reason == "error":
-            raise ModelFailure(completion.error or "the model failed without a message")
-        samples.append(
-            Sample(
-                text=completion.text,
-                tokens=list(completion.tokens),
-                logprobs=list(completion.logprobs),
-                sampled_logprobs=list(completion.sampled_logprobs),
-                finish_reason=completion.finish_reason,
-                seed=request.seed,
-                cached=completion.cached,
-                seconds=completion.seconds,
-            )
-        )
-    return samples
-
-
-async def draw_texts(
-    model: Any, messages: Sequence[Any], seeds: Sequence[int], temperature: float, stop: Sequence[str]
-) -> list[Sample]:
-    """Ask a LangChain chat model once for each seed (which it does not know); cut at the first stop string."""
-    options: dict[str, Any] = {"stop": list(stop)}
-    if temperature > 0:
-        options["temperature"] = temperature
-    tasks = [asyncio.ensure_future(model.ainvoke(messages, **options)) for _ in seeds]
-    try:
-        replies = await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-    texts = [str(reply.text) for reply in replies]
-    for end in stop:
-        texts = [text.split(end)[0] for text in texts]
-    return [Sample(text=well_formed(text), seed=seed) for text, seed in zip(texts, seeds, strict=True)]
-
-
-def seen_tokens(ids: Sequence[int]) -> Seen:
-    """Hash and length of a prompt in token ids."""
-    text = ",".join(map(str, ids))
-    return Seen(hash=hashlib.sha256(text.encode()).hexdigest(), length=len(ids))
 
 
 class TokenTranscript(ChatTranscript):
@@ -182,25 +112,9 @@ class TokenTranscript(ChatTranscript):
         shared = len(self._student) + len(self._tail) - len(self._suffix)
         return Prompt(shared=shared, suffix=self._suffix)
 
-    async def draw(
-        self,
-        seeds: Sequence[int],
-        *,
-        grammar: str | None,
-        max_tokens: int,
-        temperature: float,
-        deadline: float | None,
-        stop: tuple[str, ...] = (),
-    ) -> list[Sample]:
+    async def draw(self, seeds: Sequence[int], how: Drawing) -> list[Sample]:
         """Let the model write its turn once for each seed, all from one prompt."""
-        prompt, sampling = self.ids, Sampling(temperature=temperature, max_tokens=max_tokens)
-        return await draw_tokens(
-            self._model,
-            [
-                Request(prompt=prompt, sampling=sampling, seed=seed, stop=stop, grammar=grammar, deadline=deadline)
-                for seed in seeds
-            ],
-        )
+        return await draw_tokens(self._model, self.ids, seeds, how)
 
     def keep(self, sample: Sample) -> None:
         """Append a turn; its ids join the conversation as they are."""
@@ -252,18 +166,10 @@ class TextTranscript(ChatTranscript):
         """Nothing: messages have no token ids."""
         return Prompt()
 
-    async def draw(
-        self,
-        seeds: Sequence[int],
-        *,
-        grammar: str | None,
-        max_tokens: int,
-        temperature: float,
-        deadline: float | None,
-        stop: tuple[str, ...] = (),
-    ) -> list[Sample]:
+    async def draw(self, seeds: Sequence[int], how: Drawing) -> list[Sample]:
         """Let the model write its turn, up to the observation that some invent."""
-        return await draw_texts(self._model, self._messages, seeds, temperature, ("\nObservation:", *stop))
+        how = replace(how, stop=("\nObservation:", *how.stop))
+        return await draw_texts(self._model, self._messages, seeds, how)
 
     def keep(self, sample: Sample) -> None:
         """Append a turn."""

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from ...models.errors import RestillError
+from ..drawing import Drawing
 from ..episode import LAST_MOMENT, MIN_OBSERVATION, MIN_TURN, Episode, cut_off, live
 from ..plan import Plan, derive_seed
 from ..tool_results import ToolResult
@@ -121,14 +122,14 @@ class SearchEpisode(Episode[SearchPlan]):
         count = plan.samples if plan.temperature > 0 else 1
         place = len(self._steps) - bool(step.samples)
         hard, soft = self._spent.deadline, self._spent.soft_deadline
-        drawn = await transcript.draw(
-            [derive_seed(self._seed, place, number + n) for n in range(count)],
+        how = Drawing(
             grammar=plan.format.grammar(step.kind, self._state) if plan.grammars or self._bound(step) else None,
             max_tokens=room,
             temperature=plan.temperature,
             deadline=soft if not step.forced else None if hard is None else hard - LAST_MOMENT,
             stop=plan.format.stop,
         )
+        drawn = await transcript.draw([derive_seed(self._seed, place, number + n) for n in range(count)], how)
         self._count(drawn, transcript.length)
         for sample in drawn:
             sample.error = self._why_unreadable(step.kind, sample)

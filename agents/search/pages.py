@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ...models.engine.request import Request, Sampling
 from ...models.engine.slots import common_prefix
+from ..drawing import Drawing, draw_texts, draw_tokens, seen_tokens
 from ..model import TokenModel, is_token_model
 from ..observation import Characters
 from ..trajectory import Prompt, Sample, Seen
-from ..transcript import Transcript, draw_texts, draw_tokens, seen_tokens
+from ..transcript import Transcript
 
 
 class Pages(Transcript, Protocol):
@@ -74,25 +74,9 @@ class TokenPages(Pages):
         shared = common_prefix(self._before, self._student)
         return Prompt(shared=shared, suffix=self._student[shared:])
 
-    async def draw(
-        self,
-        seeds: Sequence[int],
-        *,
-        grammar: str | None,
-        max_tokens: int,
-        temperature: float,
-        deadline: float | None,
-        stop: tuple[str, ...] = (),
-    ) -> list[Sample]:
+    async def draw(self, seeds: Sequence[int], how: Drawing) -> list[Sample]:
         """Let the model write, once for each seed, all from one prompt."""
-        sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
-        return await draw_tokens(
-            self._model,
-            [
-                Request(prompt=self.ids, sampling=sampling, seed=seed, stop=stop, grammar=grammar, deadline=deadline)
-                for seed in seeds
-            ],
-        )
+        return await draw_tokens(self._model, self.ids, seeds, how)
 
     def keep(self, sample: Sample) -> None:
         """Go on with this output; it stays out of the next prompt, unless the state has it."""
@@ -134,20 +118,11 @@ class TextPages(Pages):
         """The stored prompt, relative to the one before and its output."""
         return Prompt()
 
-    async def draw(
-        self,
-        seeds: Sequence[int],
-        *,
-        grammar: str | None,
-        max_tokens: int,
-        temperature: float,
-        deadline: float | None,
-        stop: tuple[str, ...] = (),
-    ) -> list[Sample]:
+    async def draw(self, seeds: Sequence[int], how: Drawing) -> list[Sample]:
         """Let the model write, once for each seed, all from one prompt."""
         from langchain_core.messages import HumanMessage
 
-        return await draw_texts(self._model, [HumanMessage(self._page)], seeds, temperature, stop)
+        return await draw_texts(self._model, [HumanMessage(self._page)], seeds, how)
 
     def keep(self, sample: Sample) -> None:
         """Go on with this output; it stays out of the next prompt, unless the state has it."""
