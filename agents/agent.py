@@ -18,6 +18,7 @@ from ..retrieval.types import Citation
 from .budget import Budget
 from .episode import Episode
 from .model import default_few_shot, identity, is_token_model
+from .plan import Plan
 from .question import Question
 from .threads import run_sync
 from .tools import Tool, tools_fingerprint
@@ -51,15 +52,18 @@ class AgentResult(BaseModel):
 class Agent(Runnable[Any, AgentResult], ABC):
     """What :class:`ReActAgent` and :class:`SearchAgent` share. All state lives in the run.
 
-    A kind of agent names its constructor's options, and says what its hash covers and how a run begins.
+    A kind of agent names its constructor's options and its kind of run, and says what its hash covers and what it
+    gives each run.
 
     Attributes:
         options: names of the constructor's options.
         most_examples: few-shot examples that its prompt can hold.
+        episode: its kind of run.
     """
 
     options: ClassVar[tuple[str, ...]]
     most_examples: ClassVar[int]
+    episode: ClassVar[type[Episode[Any]]]
 
     model: Any
     tools: tuple[Tool, ...]
@@ -124,6 +128,24 @@ class Agent(Runnable[Any, AgentResult], ABC):
             "step_tokens": self.step_tokens,
         }
 
+    @property
+    @abstractmethod
+    def plan(self) -> Plan:
+        """The options, resolved."""
+
+    def _shared_plan(self) -> dict[str, Any]:
+        return {
+            "protocol": self.config["protocol"],
+            "model": self.model,
+            "budget": self.budget,
+            "few_shot": self.examples,
+            "temperature": self.temperature,
+            "observation_tokens": self.observation_tokens,
+            "step_tokens": self.step_tokens,
+            "hint": self.hint,
+            "fingerprint": self.fingerprint,
+        }
+
     @cached_property
     def fingerprint(self) -> str:
         """Agent hash, 16 hex digits: covers everything in :attr:`config`."""
@@ -132,7 +154,6 @@ class Agent(Runnable[Any, AgentResult], ABC):
 
     # -- running
 
-    @abstractmethod
     def begin(
         self,
         question: str | Question,
@@ -143,6 +164,14 @@ class Agent(Runnable[Any, AgentResult], ABC):
         on_step: Callable[[Step], None] | None = None,
     ) -> Episode[Any]:
         """A run that has not begun yet; ``await episode.complete()`` carries it out."""
+        return self.episode(
+            self.plan,
+            Question.of(question),
+            seed=self.seed if seed is None else seed,
+            sample=sample,
+            deadline=deadline,
+            on_step=on_step,
+        )
 
     async def arun(
         self,

@@ -17,7 +17,6 @@ from .protocol import PROTOCOL
 from .question import Question
 from .react_episode import ReActEpisode
 from .tools import Tool
-from .trajectory import Step
 
 
 class ReActAgent(Agent):
@@ -52,6 +51,7 @@ class ReActAgent(Agent):
         "step_tokens",
     )
     most_examples = len(EXAMPLES)
+    episode = ReActEpisode
 
     def __init__(
         self,
@@ -93,38 +93,12 @@ class ReActAgent(Agent):
         return {"protocol": PROTOCOL, **self._shared_config()}
 
     @cached_property
-    def _plan(self) -> ReActPlan:
+    def plan(self) -> ReActPlan:
+        """The options, resolved."""
         tokens = is_token_model(self.model)
         return ReActPlan(
-            protocol=PROTOCOL,
-            model=self.model,
+            **self._shared_plan(),
             tools={tool.name: tool for tool in self.tools},
-            budget=self.budget,
-            few_shot=self.examples,
-            temperature=self.temperature,
-            observation_tokens=self.observation_tokens,
-            step_tokens=self.step_tokens,
-            hint=self.hint,
             grammar=grammar(self.tools) if tokens and self.constrained else None,
             finish_grammar=finish_grammar() if tokens else None,
-            fingerprint=self.fingerprint,
-        )
-
-    def begin(
-        self,
-        question: str | Question,
-        *,
-        seed: int | None = None,
-        sample: int = 0,
-        deadline: float | None = None,
-        on_step: Callable[[Step], None] | None = None,
-    ) -> ReActEpisode:
-        """A run that has not begun yet; ``await episode.complete()`` carries it out."""
-        return ReActEpisode(
-            self._plan,
-            Question.of(question),
-            seed=self.seed if seed is None else seed,
-            sample=sample,
-            deadline=deadline,
-            on_step=on_step,
         )

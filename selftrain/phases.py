@@ -165,7 +165,7 @@ class Phases:
         manifest = {
             "base": str(model.name),
             "base_fingerprint": str(model.fingerprint),
-            "protocol": self.agent.config["protocol"],
+            "protocol": self.agent.plan.protocol,
             "few_shot": 0,
             "arm": name,
             "recipe": self.method.knobs(),

@@ -13,7 +13,7 @@ from ..model import is_token_model
 from ..prompt import search_tool
 from ..question import Question
 from ..tools import Tool
-from ..trajectory import Action, Sample, Step, Trajectory
+from ..trajectory import Action, Sample, Trajectory
 from .code import CodeFormat
 from .compact import CompactFormat
 from .episode import SearchEpisode, SearchPlan
@@ -74,6 +74,7 @@ class SearchAgent(Agent):
         "step_tokens",
     )
     most_examples = len(EXAMPLES)
+    episode = SearchEpisode
 
     format: str
     searches: int
@@ -145,16 +146,8 @@ class SearchAgent(Agent):
         tokens, found = is_token_model(self.model), search_tool(self.tools)
         tool, argument = found or ("", "")
         return SearchPlan(
-            protocol=FORMATS[self.format].protocol,
-            model=self.model,
+            **self._shared_plan(),
             tools={tool: self.tools[0]},
-            budget=self.budget,
-            few_shot=self.examples,
-            temperature=self.temperature,
-            observation_tokens=self.observation_tokens,
-            step_tokens=self.step_tokens,
-            hint=self.hint,
-            fingerprint=self.fingerprint,
             format=FORMATS[self.format],
             tool=tool,
             argument=argument,
@@ -163,25 +156,6 @@ class SearchAgent(Agent):
             samples=self.samples,
             checks=self.checks,
             grammars=tokens and self.constrained,
-        )
-
-    def begin(
-        self,
-        question: str | Question,
-        *,
-        seed: int | None = None,
-        sample: int = 0,
-        deadline: float | None = None,
-        on_step: Callable[[Step], None] | None = None,
-    ) -> SearchEpisode:
-        """A run that has not begun yet; ``await episode.complete()`` carries it out."""
-        return SearchEpisode(
-            self.plan,
-            Question.of(question),
-            seed=self.seed if seed is None else seed,
-            sample=sample,
-            deadline=deadline,
-            on_step=on_step,
         )
 
     def replay(self, trajectory: Trajectory, *, few_shot: int = 0) -> Iterator[list[int]]:
