@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from ..agents.protocol import PROTOCOL
 from ..agents.run import Run
 from ..models.checkpoint.load import Checkpoint, load_decoder, save_decoder_hf
 from ..models.errors import RestillError
@@ -194,7 +193,7 @@ class _Distillation:
             "student": {"kind": type(self.kind).__name__, **asdict(self.kind)},
             "parameters": sizes,
             "learns_from": "tokens" if targets is None else f"{targets.facts['samples']} sampled teacher tokens",
-            "protocol": PROTOCOL,
+            "protocol": mapped.protocol,
             "few_shot": 0,
             "train_question_hashes": sorted({str(e.provenance.get("question_key")) for e in mapped}),
         }

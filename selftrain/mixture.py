@@ -27,8 +27,8 @@ class Example:
         tokens: ids.
         weights: as many; ``weights[i]`` weighs -log p(tokens[i] | tokens[:i]). Zero on everything that is
             not the model's own; may be negative (push down).
-        provenance: question key, sample index, agent hash, score; for an example of one step also its index,
-            kind, the place of its target among the samples, and whether a ranker put that in.
+        provenance: protocol, question key, sample index, agent hash, score; for an example of one step also its
+            index, kind, the place of its target among the samples, and whether a ranker put that in.
     """
 
     tokens: tuple[int, ...]
@@ -146,6 +146,12 @@ class Mixture(Sequence[Example]):
         """Tokens that the loss sees."""
         return sum(e.targets for e in self.examples)
 
+    @property
+    def protocol(self) -> str | None:
+        """The protocol of all examples; ``None`` when they have several, or one does not say (older files)."""
+        found = {e.provenance.get("protocol") for e in self.examples}
+        return found.pop() if len(found) == 1 else None
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -195,6 +201,7 @@ def _examples(trajectory: Trajectory, score: float | None, mode: Mode) -> Iterat
                 "roll out with a JaxChatModel to train on its own tokens"
             )
     source: dict[str, Any] = {
+        "protocol": trajectory.protocol,
         "question_key": trajectory.question_key,
         "sample": trajectory.sample,
         "agent": trajectory.agent,

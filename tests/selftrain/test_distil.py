@@ -33,7 +33,8 @@ def _mixture() -> Mixture:
         prompt = tokenizer.chat([{"role": "user", "content": f"Who built the {word}?"}])
         own = [*tokenizer.encode(f"Thought: the {word} is known"), tokenizer.eos_id]
         weights = (*[0.0] * len(prompt), *[1.0] * len(own))
-        made.append(Example(tokens=(*prompt, *own), weights=weights, provenance={"question_key": word}))
+        source = {"question_key": word, "protocol": "search-compact-1"}
+        made.append(Example(tokens=(*prompt, *own), weights=weights, provenance=source))
     return Mixture.of(made)
 
 
@@ -47,6 +48,7 @@ def test_a_nano_student_learns_the_mixture_and_answers_through_the_engine(tmp_pa
     assert losses[-1] < 0.6 * losses[0]
     manifest = json.loads((model / "manifest.json").read_text())
     assert manifest["parameters"]["student"] <= 60_000 and "engine" in manifest["train_question_hashes"]
+    assert manifest["protocol"] == "search-compact-1"
     ids = json.loads((tmp_path / "job" / "student" / "teacher_ids.json").read_text())
     assert set(tiny_checkpoint().tokenizer.encode("Zug")) <= set(ids)
     with_grammar = JaxChatModel.from_pretrained(model, precision="f32", slots=2, max_context=128)

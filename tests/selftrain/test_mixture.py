@@ -100,6 +100,17 @@ def test_a_file_comes_back_with_the_same_fingerprint(tmp_path: Path) -> None:
         Mixture.load(tmp_path / "none.jsonl")
 
 
+def test_a_mixture_knows_its_protocol_unless_there_are_several(tmp_path: Path) -> None:
+    made = run([answer("London")])
+    mixture = Mixture.from_trajectories([made])
+    mixture.save(tmp_path / "m.jsonl")
+    assert Mixture.load(tmp_path / "m.jsonl").protocol == mixture.protocol == "react-1"
+    other = run([answer("Rome")]).model_copy(update={"protocol": "search-compact-1"})
+    assert Mixture.from_trajectories([other]).protocol == "search-compact-1"
+    assert Mixture.from_trajectories([made, other]).protocol is None
+    assert Mixture((Example(tokens=(1, 2), weights=(0.0, 1.0)),)).protocol is None
+
+
 def test_malformed_examples_are_refused() -> None:
     with pytest.raises(RestillError, match="2 tokens and 1 weights"):
         Example(tokens=(1, 2), weights=(0.0,))
