@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
+from .bpe import byte_table, without_tokens
 from .errors import RestillError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Tokenizer:
         # Whitespace runs are added tokens in some vocabularies; they control nothing.
         added = data["added_tokens"]
         control = {t["content"]: t["id"] for t in added if t["special"] or t["content"].strip()}
-        self._plain = tokenizers.Tokenizer.from_str(_without(data, control))
+        self._plain = tokenizers.Tokenizer.from_str(without_tokens(data, control.keys()))
         self.special_tokens: dict[str, int] = control
         self.special_ids: frozenset[int] = frozenset(control.values())
         self.vocab_size: int = self._full.get_vocab_size(with_added_tokens=True)
@@ -267,32 +268,6 @@ class Tokenizer:
             else:
                 out.append(token.replace("\u2581", " ").encode())
         return out
-
-
-def _without(data: Mapping[str, Any], control: Mapping[str, int]) -> str:
-    """``data`` as tokenizer.json text, control tokens taken out of added tokens, vocabulary and merges."""
-    model, gone = dict(data["model"]), control.keys()
-    model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in gone}
-    model["merges"] = [list(p) for p in merge_pairs(model) if not {*p, "".join(p)} & gone]
-    if model.get("unk_token") in control:
-        model["unk_token"] = None
-    added = [t for t in data["added_tokens"] if t["content"] not in control]
-    return json.dumps({**data, "model": model, "added_tokens": added, "post_processor": None})
-
-
-def merge_pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The merges of a BPE model of a ``tokenizer.json``, by rank; older files write each as one string."""
-    split = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
-    return [(left, right) for left, right in split]
-
-
-def byte_table() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes (openai/gpt-2, encoder.py)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(b): b for b in printable}
-    others = [b for b in range(256) if b not in set(printable)]
-    table.update({chr(256 + i): b for i, b in enumerate(others)})
-    return table
 
 
 def _pick_template(template: Any) -> str | None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .bpe import byte_table, merge_pairs
 from .errors import RestillError
-from .tokenizer import Tokenizer, byte_table, merge_pairs
+from .tokenizer import Tokenizer
 
 NOT_UTF8 = frozenset([0xC0, 0xC1, *range(0xF5, 0x100)])
 """Bytes that no UTF-8 text has."""

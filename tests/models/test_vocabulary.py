@@ -10,10 +10,11 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from restill.models.bpe import byte_table
 from restill.models.engine.grammar import GrammarCompiler
 from restill.models.errors import RestillError
 from restill.models.testing import tiny_tokenizer
-from restill.models.tokenizer import Tokenizer, byte_table
+from restill.models.tokenizer import Tokenizer
 from restill.models.vocabulary import prune_vocabulary
 
 WORDS = (
