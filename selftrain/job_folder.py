@@ -16,6 +16,7 @@ from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from .files import read_json
 from .job import MANIFEST
+from .loss_log import LossLog
 from .rerank import load_rankings
 
 DONE = ".done.json"
@@ -137,8 +138,6 @@ def _arm(path: Path, folder: str) -> ScoredArm | None:
 
 
 def _losses(folder: Path) -> list[dict[str, Any]]:
-    from .checkpoint import LossLog  # brings JAX
-
     done = LossLog(folder / "adapter" / "train_log.jsonl").rows()
     return done or LossLog(folder / "adapter.training" / "train_log.jsonl").rows()
 

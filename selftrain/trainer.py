@@ -18,8 +18,9 @@ from ..models.decoder import MATMULS
 from ..models.errors import RestillError
 from ..models.home import enable_compile_cache
 from ..models.lora import find_adapter, init_lora, load_peft, merge, save_peft
-from .checkpoint import Checkpoints, LossLog
+from .checkpoint import Checkpoints
 from .files import hash_json, read_json, write_json
+from .loss_log import LossLog
 from .mixture import Mixture
 from .pack import PAD, PackedRows, epoch_order, micro_batch, pack
 from .progress import Meter

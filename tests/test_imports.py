@@ -103,6 +103,20 @@ def test_reading_types_loads_no_jax():
     assert run_python(code).strip() == "[]"
 
 
+def test_reading_a_job_for_its_report_loads_no_jax(tmp_path):
+    method = {"pilot": None, "generations": 1}
+    settings = {"method": method, "eval_questions": {"count": 0}, "control": False}
+    (tmp_path / "job.json").write_text(json.dumps({"settings": settings}))
+    (tmp_path / "gen1" / "adapter").mkdir(parents=True)
+    (tmp_path / "gen1" / "adapter" / "train_log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    code = (
+        "import sys; from pathlib import Path; import restill.selftrain.html_report; "
+        f"from restill.selftrain.job_folder import JobFolder; print(JobFolder.open(Path({str(tmp_path)!r})).losses, "
+        "sorted({'jax', 'faiss', 'orbax'} & set(sys.modules)))"
+    )
+    assert run_python(code).strip() == "{'gen1': [{'step': 1, 'loss': 2.0}]} []"
+
+
 def test_every_public_name_loads_and_there_are_at_most_40():
     assert len(restill.__all__) <= 40
     for name in restill.__all__:

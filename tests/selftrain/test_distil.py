@@ -18,8 +18,8 @@ from restill.models.checkpoint.load import load_decoder
 from restill.models.errors import RestillError
 from restill.models.student import FewerLayers, Nano
 from restill.models.testing import save_tiny, tiny_checkpoint
-from restill.selftrain.checkpoint import LossLog
 from restill.selftrain.distill import distill
+from restill.selftrain.loss_log import LossLog
 from restill.selftrain.mixture import Example, Mixture
 from restill.selftrain.trainer import TrainConfig
 

@@ -24,11 +24,11 @@ from restill.models.engine.request import Request
 from restill.models.errors import RestillError
 from restill.retrieval.intervals import bootstrap_interval, paired_interval
 from restill.retrieval.types import Hit
-from restill.selftrain.checkpoint import LossLog
 from restill.selftrain.files import read_json
 from restill.selftrain.html_report import cases, write_html
 from restill.selftrain.job import Job
 from restill.selftrain.job_folder import JobFolder
+from restill.selftrain.loss_log import LossLog
 from restill.selftrain.mixture import Mixture
 from restill.selftrain.phases import Phases, digest
 from restill.selftrain.rest import ReST

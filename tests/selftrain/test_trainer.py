@@ -20,7 +20,8 @@ from restill.models.checkpoint.safetensors import load_decoder_folder
 from restill.models.decoder import forward
 from restill.models.errors import RestillError
 from restill.models.lora import WEIGHTS, load_peft
-from restill.selftrain.checkpoint import Checkpoints, LossLog
+from restill.selftrain.checkpoint import Checkpoints
+from restill.selftrain.loss_log import LossLog
 from restill.selftrain.mixture import Example, Mixture
 from restill.selftrain.trainer import TrainConfig, Trainer
 
