@@ -12,9 +12,8 @@ from ..agents.question import Question
 from ..agents.trajectory import Action, Sample, Step, Trajectory
 from .mixture import is_good
 
-Reader = Callable[[Trajectory, int, Sample], Action | None]
-"""(trajectory, step, sample) -> what the sample would have done there, as a step stores it; ``None`` when it cannot be
-read. Never called for the sample that went on."""
+Reader = Callable[[Trajectory], Sequence[Sequence[Action | None]]]
+"""Per step and sample, what the sample would have done there, as a step stores it; ``None`` when it cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +84,12 @@ def choices(
     Args:
         tokenizer: of the model that wrote the trajectory: ``seen`` is then its prompt, byte for byte; without,
             the turns and observations so far.
-        read: how to read a sample that did not go on; by default as a ReAct turn where the step is one.
+        read: how to read the samples that did not go on; by default as ReAct turns where the step is one.
     """
+    readings = None if read is None else read(trajectory)
     for index, (step, prompt) in enumerate(zip(trajectory.steps, trajectory.prompts(), strict=True)):
-        actions = tuple(_action(trajectory, index, place, read) for place in range(len(step.samples)))
+        known = None if readings is None else readings[index]
+        actions = tuple(_action(step, place, known) for place in range(len(step.samples)))
         readable = tuple(_readable(step, place, action) for place, action in enumerate(actions))
         seen = history(trajectory, index) if tokenizer is None or not prompt else tokenizer.decode(prompt)
         yield Choice(
@@ -122,15 +123,14 @@ def full_order(choice: Choice, candidates: Sequence[int]) -> list[int]:
     return order + [place for place in choice.base if place not in set(order)]
 
 
-def _action(trajectory: Trajectory, index: int, place: int, read: Reader | None) -> Action | None:
-    step = trajectory.steps[index]
+def _action(step: Step, place: int, known: Sequence[Action | None] | None) -> Action | None:
     sample = step.samples[place]
     if place == step.chosen or _content(sample) == _content(step.sample):
         return step.action
     if sample.error is not None or sample.finish_reason in ("length", "deadline"):
         return None
-    if read is not None:
-        return read(trajectory, index, sample)
+    if known is not None:
+        return known[place]
     return parse(sample.text).action if not step.kind else None
 
 

@@ -13,7 +13,7 @@ from ..model import is_token_model
 from ..prompt import search_tool
 from ..question import Question
 from ..tools import Tool
-from ..trajectory import Action, Sample, Trajectory
+from ..trajectory import Action, Trajectory
 from .code import CodeFormat
 from .compact import CompactFormat
 from .episode import SearchEpisode, SearchPlan
@@ -170,10 +170,11 @@ class SearchAgent(Agent):
         """
         return replay(self.plan, trajectory, few_shot=few_shot)
 
-    def read(self, trajectory: Trajectory, index: int, sample: Sample) -> Action | None:
-        """What ``sample`` would have done at step ``index`` of a trajectory of this agent's protocol, as a step stores
-        it; ``None`` when it cannot be read. Rankers that judge actions need it for samples that did not go on."""
-        return read(self.plan, trajectory, index, sample)
+    def read(self, trajectory: Trajectory) -> list[list[Action | None]]:
+        """What each sample of each step of a trajectory of this agent's protocol would have done there, as a step
+        stores it; ``None`` when it cannot be read. Rankers that judge actions need it for samples that did not go on.
+        """
+        return read(self.plan, trajectory)
 
     def mermaid(self) -> str:
         """The state machine as Mermaid source."""

@@ -25,15 +25,16 @@ def walk(plan: SearchPlan, trajectory: Trajectory) -> Iterator[tuple[Step, Searc
             state.found(items, step.observation.text)
 
 
-def read(plan: SearchPlan, trajectory: Trajectory, index: int, sample: Sample) -> Action | None:
-    """What a sample of step ``index`` would have done there, as a step stores it; ``None``: it cannot be read."""
-    for number, (step, state) in enumerate(walk(plan, trajectory)):
-        if number == index:
-            try:
-                return to_record(plan.format.parse(step.kind, sample.text, state), plan.tool, plan.argument)
-            except RestillError:
-                return None
-    raise RestillError(f"trajectory {trajectory.id} has {len(trajectory.steps)} steps, none with index {index}")
+def read(plan: SearchPlan, trajectory: Trajectory) -> list[list[Action | None]]:
+    """What each sample of each step would have done there; see :meth:`SearchAgent.read`."""
+
+    def action(step: Step, state: SearchState, sample: Sample) -> Action | None:
+        try:
+            return to_record(plan.format.parse(step.kind, sample.text, state), plan.tool, plan.argument)
+        except RestillError:
+            return None
+
+    return [[action(step, state, sample) for sample in step.samples] for step, state in walk(plan, trajectory)]
 
 
 def replay(plan: SearchPlan, trajectory: Trajectory, *, few_shot: int = 0) -> Iterator[list[int]]:

@@ -195,8 +195,11 @@ def test_gold_reads_the_steps_of_a_search_agent() -> None:
     )
     known = {json.dumps(a.arguments): a for a in (check, good, bad)}
 
-    def read(trajectory: Trajectory, index: int, sample: Sample) -> Action:
-        return known.get(sample.text) or Action(tool="", arguments=json.loads(sample.text))
+    def read(trajectory: Trajectory) -> list[list[Action]]:
+        return [
+            [known.get(s.text) or Action(tool="", arguments=json.loads(s.text)) for s in step.samples]
+            for step in trajectory.steps
+        ]
 
     def scores(*steps: Step) -> list[float]:
         made = list(choices(searched(*steps), QUESTION, read=read))[-1]

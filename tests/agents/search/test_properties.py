@@ -109,6 +109,13 @@ def _check_citations(trajectory: Trajectory) -> None:
 
 
 def _check_prompts(trajectory: Trajectory, agent: SearchAgent, asked: list[list[int]]) -> None:
+    read = agent.read(trajectory)
+    assert [row[step.chosen] for row, step in zip(read, trajectory.steps, strict=True)] == [
+        step.action for step in trajectory.steps
+    ]
+    assert [[action is None for action in row] for row in read] == [
+        [sample.error is not None for sample in step.samples] for step in trajectory.steps
+    ]
     stored = list(trajectory.prompts())
     assert len(stored) == len(trajectory.steps), "one step is one training example"
     assert list(agent.replay(trajectory)) == stored
