@@ -163,8 +163,8 @@ class _Distillation:
     def _targets(self, vocabulary: PrunedVocabulary | None, samples: int) -> TeacherTargets:
         path = self.job.out / "teacher.safetensors"
 
-        def sample() -> TeacherTargets:
-            return sample_targets(
+        def work() -> dict[str, Any]:
+            found = sample_targets(
                 self.teacher,
                 self.mixture,
                 out=path,
@@ -174,15 +174,12 @@ class _Distillation:
                 seed=self.seed,
                 progress=self.progress,
             )
-
-        def work() -> dict[str, Any]:
-            found = sample()
             trim()
             positions = int((np.diff(found.offsets) > 0).sum())
             return {"positions": positions, "entries": len(found.ids), "sha256": found.fingerprint}
 
         self.job.phase("teacher", {"settings": "job"}, work, outputs=[path])
-        return sample()
+        return TeacherTargets.load(path)
 
     def _train(self, student: Checkpoint, mapped: Mixture, targets: TeacherTargets | None) -> Path:
         folder = self.job.out / "model"

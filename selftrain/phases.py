@@ -23,7 +23,7 @@ from .files import hash_json, read_json, write_atomic, write_json
 from .job import Job
 from .mixture import Mixture
 from .report import Arm
-from .rerank import Rankings, rerank
+from .rerank import Rankings, load_rankings, rerank
 from .rest import ReST, plain
 from .selection import Kept
 from .step_rankers import StepRanker
@@ -90,18 +90,16 @@ class Phases:
         }
         path = run.path / "rankings" / "steps.jsonl"
 
-        def rankings() -> Rankings:
-            return rerank(
+        def work() -> dict[str, Any]:
+            self._say(f"{name}: ranking the samples of {len(run)} trajectories")
+            ranked = rerank(
                 run, ranker, self.train, name="steps", settings=settings, tokenizer=agent.model.tokenizer,
                 read=agent.read if isinstance(agent, SearchAgent) else None,
             )  # fmt: skip
-
-        def work() -> dict[str, Any]:
-            self._say(f"{name}: ranking the samples of {len(run)} trajectories")
-            return dict(rankings().stats)
+            return dict(ranked.stats)
 
         self.job.phase(f"{name}/rank", settings, work, outputs=[path], discard=lambda: path.unlink(missing_ok=True))
-        return rankings()
+        return load_rankings(path)
 
     def mix(
         self,
