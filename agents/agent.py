@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
@@ -52,16 +53,13 @@ class AgentResult(BaseModel):
 class Agent(Runnable[Any, AgentResult], ABC):
     """What :class:`ReActAgent` and :class:`SearchAgent` share. All state lives in the run.
 
-    A kind of agent names its constructor's options and its kind of run, and says what its hash covers and what it
-    gives each run.
+    A kind of agent names its kind of run, and says what its hash covers and what it gives each run.
 
     Attributes:
-        options: names of the constructor's options.
         most_examples: few-shot examples that its prompt can hold.
         episode: its kind of run.
     """
 
-    options: ClassVar[tuple[str, ...]]
     most_examples: ClassVar[int]
     episode: ClassVar[type[Episode[Any]]]
 
@@ -93,6 +91,11 @@ class Agent(Runnable[Any, AgentResult], ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise RestillError(f"an agent never changes; use agent.replace({name}=...)")
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the constructor's options."""
+        return tuple(inspect.signature(type(self)).parameters)
 
     def replace(self, **changes: Any) -> Self:
         """The same agent with other options (the names of the constructor)."""

@@ -38,18 +38,6 @@ class ReActAgent(Agent):
         RestillError: two tools of one name, no tool at all, or a number out of range.
     """
 
-    options = (
-        "model",
-        "tools",
-        "budget",
-        "few_shot",
-        "temperature",
-        "constrained",
-        "seed",
-        "hint",
-        "observation_tokens",
-        "step_tokens",
-    )
     most_examples = len(EXAMPLES)
     episode = ReActEpisode
 

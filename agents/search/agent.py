@@ -56,23 +56,6 @@ class SearchAgent(Agent):
         RestillError: not exactly one search tool, an unknown format, or a number out of range.
     """
 
-    options = (
-        "model",
-        "tools",
-        "format",
-        "searches",
-        "top_k",
-        "samples",
-        "checks",
-        "budget",
-        "few_shot",
-        "temperature",
-        "constrained",
-        "seed",
-        "hint",
-        "observation_tokens",
-        "step_tokens",
-    )
     most_examples = len(EXAMPLES)
     episode = SearchEpisode
 
