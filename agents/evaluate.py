@@ -66,6 +66,7 @@ class EvalReport(BaseModel):
         tool_calls: calls per trajectory, of any tool.
         tokens: generated tokens per trajectory; ``prompt_tokens`` with every prompt counted whole.
         missing: trajectories that the run does not hold (another shard's, say); they count as wrong.
+        occupancy: share of the engine's slots that were decoding, over its steps; ``None`` without an engine.
     """
 
     agent: str
@@ -86,6 +87,7 @@ class EvalReport(BaseModel):
     seconds: float
     recall: float | None = None
     missing: int = 0
+    occupancy: float | None = None
     run: str = ""
     rows: list[EvalRow] = []
 
@@ -107,6 +109,8 @@ class EvalReport(BaseModel):
         table.add_row("tool calls a question", f"{self.tool_calls:.2f}", "")
         table.add_row("generated tokens a question", f"{self.tokens:.0f}", "")
         table.add_row("statuses", ", ".join(f"{n} {s}" for s, n in sorted(self.statuses.items())), "")
+        if self.occupancy is not None:
+            table.add_row("engine occupancy", _percent(self.occupancy), "")
         if self.missing:
             table.add_row("missing trajectories", str(self.missing), "")
         return table
@@ -164,6 +168,7 @@ def score_run(run: Run, questions: Sequence[Question], *, agent: str, samples: i
         found += trajectories
         rows.append(_row(question, trajectories, samples))
     statuses: dict[str, int] = {}
+    worked = run.stats(agent)
     for t in found:
         statuses[t.status] = statuses.get(t.status, 0) + 1
     recalls = [row.recall for row in rows if row.recall is not None]
@@ -186,6 +191,7 @@ def score_run(run: Run, questions: Sequence[Question], *, agent: str, samples: i
         seconds=_mean([t.seconds for t in found]),
         recall=_mean(recalls) if recalls else None,
         missing=len(rows) * samples - len(found),
+        occupancy=None if worked is None else worked.occupancy,
         run=str(run.path),
         rows=rows,
     )

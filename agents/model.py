@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeGuard
 
 from ..models.engine.request import Completion, Request
+from ..models.engine.stats import Stats
 
 CONTEXT_SLACK = 32
 """Positions left free: an engine pads the last piece of a prompt."""
@@ -82,6 +83,12 @@ def context_of(model: Any) -> int | None:
         if isinstance(value := getattr(owner, "max_context", None), int):
             return value - CONTEXT_SLACK
     return None
+
+
+def counter_of(model: Any) -> Callable[[], Stats] | None:
+    """What counts the work of a local model's engine, which starts if it has not; None where there is none."""
+    counter: Any = getattr(getattr(model, "engine", None), "stats", None)
+    return counter if callable(counter) else None
 
 
 def identity(model: Any) -> dict[str, Any]:

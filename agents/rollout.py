@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..models.errors import RestillError
 from .agent import Agent
+from .model import counter_of
 from .plan import derive_seed
 from .progress import Progress, progress_bar
 from .question import Question
@@ -41,6 +42,8 @@ def rollout(
     limit: int | None = None,
 ) -> Run:
     """Run ``agent`` ``samples`` times over each question; log every trajectory in the directory ``out``.
+
+    The run keeps what the model's engine did meanwhile (``Run.stats``), work for others included.
 
     Calling it again does only what is missing: finished trajectories (status "answered", "budget" or "invalid") are
     never run again or changed, cancelled ones are run again, failed ones once more. A redone trajectory uses
@@ -107,10 +110,23 @@ async def arollout(
             if run.needs(Key(q.key, s, agent.fingerprint))
         ]
         with progress_bar(progress, total=len(mine) * samples, done=len(mine) * samples - len(tasks)) as bar:
-            await _Pool(agent, run, iter(tasks), deadline, bar).work(min(concurrency, len(tasks)))
+            with _counted(run, agent) if tasks else contextlib.nullcontext():
+                await _Pool(agent, run, iter(tasks), deadline, bar).work(min(concurrency, len(tasks)))
     finally:
         run.close()
     return run
+
+
+@contextlib.contextmanager
+def _counted(run: Run, agent: Agent) -> Iterator[None]:
+    counter = counter_of(agent.model)
+    before = counter and counter()
+    try:
+        yield
+    finally:
+        if counter and before:
+            with contextlib.suppress(RestillError):  # a full disk has its own error, and these are only counts
+                run.count(agent.fingerprint, counter() - before)
 
 
 @dataclass

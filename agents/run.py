@@ -17,10 +17,11 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..models.engine.stats import Stats
 from ..models.errors import RestillError
 from .shards import ShardWriter, code_version, locked, write_atomically
 from .trajectory import Trajectory
@@ -95,8 +96,13 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """``run.json``: agents by hash, seed, samples, number of questions, code version."""
+        """``run.json``: agents by hash, seed, samples, number of questions, the engine's counts, code version."""
         return _read_manifest(self.path)
+
+    def stats(self, agent: str) -> Stats | None:
+        """What the engine did while it worked for an agent (its hash), all calls together; None without one."""
+        counts = self.manifest.get("engine", {}).get(agent)
+        return None if counts is None else Stats(**counts)
 
     # -- writing
 
@@ -129,6 +135,14 @@ class Run:
         offset = writer.write(line, len(self._entries))
         tries = (old.tries if old else 0) + (trajectory.status != "cancelled")
         self._entries[key] = _Entry(writer.path, offset, len(line), trajectory.status, tries)
+
+    def count(self, agent: str, stats: Stats) -> None:
+        """Add to the manifest what the engine did for ``agent``, to what it did in earlier calls and other shards.
+
+        Raises:
+            RestillError: the disk is full.
+        """
+        _merge_manifest(self.path, {"engine": {agent: asdict(stats)}})
 
     def close(self) -> None:
         """Let go of the shard."""
@@ -264,6 +278,11 @@ def _merge_manifest(folder: Path, new: Mapping[str, Any]) -> None:
             )
         merged = {"schema": 1, "created": round(time.time(), 3), **old, **new}
         merged["agents"] = {**old.get("agents", {}), **new.get("agents", {})}
+        counted = dict(old.get("engine", {}))
+        for agent, counts in new.get("engine", {}).items():
+            counted[agent] = asdict(Stats(**counted.get(agent, {})) + Stats(**counts))
+        if counted:
+            merged["engine"] = counted
         for name in ("samples", "questions"):
             if name in old and name in new:
                 merged[name] = max(old[name], new[name])

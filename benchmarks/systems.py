@@ -92,10 +92,10 @@ class Ours:
                 self.engine.generate([self._request(prompt, len(output))])
 
         self.engine.forget()
-        before, began = self.engine.tokens_prefilled, time.perf_counter()
+        before, began = self.engine.stats().prefilled, time.perf_counter()
         with ThreadPoolExecutor(together) as pool:
             list(pool.map(run, transcripts))
-        return {"seconds": time.perf_counter() - began, "computed": self.engine.tokens_prefilled - before}
+        return {"seconds": time.perf_counter() - began, "computed": self.engine.stats().prefilled - before}
 
 
 class Llama:

@@ -70,7 +70,9 @@ class Phases:
             run = rollout(agent, questions, out=folder, samples=samples, seed=seed, **self.options)
             found = sorted(run.filter(agent=agent.fingerprint), key=lambda t: t.key)
             content = hash_json([[*t.key, t.status, t.answer, t.token_ids()] for t in found])
-            return {"agent": agent.fingerprint, "trajectories": len(found), "content": content}
+            worked = run.stats(agent.fingerprint)
+            occupancy = {} if worked is None else {"occupancy": worked.occupancy}
+            return {"agent": agent.fingerprint, "trajectories": len(found), "content": content, **occupancy}
 
         done = self.job.phase(f"{name}/rollout", inputs, work, outputs=[folder / "run.json"])
         return Run.open(folder), done["content"]

@@ -22,6 +22,7 @@ class Arm(BaseModel):
     Attributes:
         em_unforced: exact match where answers forced after the budget count as wrong.
         trajectories: how many it was trained on; ``None`` for the base.
+        occupancy: share of the engine's slots that were decoding while it was evaluated.
         seconds: wall time of its rollout, training and evaluation; of a resumed phase, the last attempt.
     """
 
@@ -37,6 +38,7 @@ class Arm(BaseModel):
     searches: float
     tokens: float
     recall: float | None = None
+    occupancy: float | None = None
     adapter: str | None = None
     run: str = ""
     seconds: float = 0.0
@@ -54,6 +56,7 @@ class Arm(BaseModel):
             "forced",
             "tokens",
             "recall",
+            "occupancy",
         )
         values = {field: getattr(scored, field) for field in shared}
         return cls(name=name, searches=scored.tool_calls, run=scored.run, **values, **rest)
@@ -137,7 +140,7 @@ class Report(BaseModel):
 
         title = f"{self.held_out} held-out questions, 95 % intervals"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-        for column in ("arm", "trained on", "exact match", "difference", "answered", "forced", "calls"):
+        for column in ("arm", "trained on", "exact match", "difference", "answered", "forced", "calls", "full"):
             table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
         for arm in self.arms:
             delta = next((d for d in reversed(self.deltas) if d.arm == arm.name and d.over != "control"), None)
@@ -149,6 +152,7 @@ class Report(BaseModel):
                 _percent(arm.answered),
                 _percent(arm.forced),
                 f"{arm.searches:.2f}",
+                "" if arm.occupancy is None else _percent(arm.occupancy),
             )
         for delta in self.deltas:
             if delta.over == "control":

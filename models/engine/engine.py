@@ -26,6 +26,7 @@ from .model import CachedModel
 from .precision import Precision, dtype_of, resolve, serving_params
 from .request import Completion, Request, Sampling
 from .shapes import Shapes
+from .stats import Stats
 from .worker import Worker
 
 
@@ -234,29 +235,22 @@ class Engine:
         return runner.compilations()
 
     @property
-    def occupancy(self) -> float:
-        """Share of slots that were decoding, averaged over the steps so far."""
-        return self._worker.rows_run / max(1, self._worker.steps * self._shapes.slots)
-
-    @property
     def running(self) -> int:
         """Requests that hold a slot now."""
         return len(self._worker.scheduler.running)
 
-    @property
-    def tokens_prefilled(self) -> int:
-        """Prompt tokens computed so far, those found in the cache not counted."""
-        return self._worker.tokens_prefilled
-
-    @property
-    def guesses(self) -> tuple[int, int]:
-        """Tokens guessed so far, and how many of them came true."""
-        return self._worker.guessed, self._worker.kept
-
-    @property
-    def tokens_decoded(self) -> int:
-        """Tokens generated so far."""
-        return self._worker.tokens_decoded
+    def stats(self) -> Stats:
+        """What it has done so far; subtract an earlier one for what was done since."""
+        worker = self._worker
+        return Stats(
+            steps=worker.steps,
+            rows=worker.rows_run,
+            places=worker.steps * self._shapes.slots,
+            prefilled=worker.tokens_prefilled,
+            decoded=worker.tokens_decoded,
+            guessed=worker.guessed,
+            kept=worker.kept,
+        )
 
     @property
     def speculate(self) -> bool:

@@ -20,6 +20,7 @@ from restill.models.engine.engine import Engine
 from restill.models.engine.request import Completion, Request, Sampling
 from restill.models.engine.shapes import CHUNKS, Shapes
 from restill.models.engine.slots import SlotTable, Swap, common_prefix
+from restill.models.engine.stats import Stats
 from restill.models.errors import RestillError
 from restill.models.tokenizer import Tokenizer
 
@@ -85,10 +86,10 @@ def test_a_continued_transcript_computes_only_what_is_new(engine: Engine) -> Non
 def test_a_common_prompt_is_computed_once_and_forked(engine: Engine) -> None:
     common = tuple(np.random.default_rng(1).integers(0, 200, 100).tolist())
     ask(engine, greedy(common, 1))
-    before = engine.tokens_prefilled
+    before = engine.stats().prefilled
     done = ask(engine, *(greedy((*common, i, i), 4) for i in range(8)))
     assert all(c.cached >= len(common) - 1 for c in done)
-    assert engine.tokens_prefilled - before <= 8 * 3
+    assert engine.stats().prefilled - before <= 8 * 3
 
 
 def test_reported_log_probabilities_are_those_of_score(engine: Engine) -> None:
@@ -102,9 +103,9 @@ def test_scores_of_many_continuations_share_their_prompt_and_equal_the_full_pass
     rng = np.random.default_rng(4)
     prompt = rng.integers(0, 200, 300).tolist()
     pairs = [(prompt, rng.integers(0, 200, n).tolist()) for n in (1, 2, 40, 130)] + [(prompt[:1], [5]), (prompt, [])]
-    before = engine.tokens_prefilled
+    before = engine.stats().prefilled
     together = engine.score_many(pairs)
-    assert engine.tokens_prefilled - before <= 300 + 2 * 173
+    assert engine.stats().prefilled - before <= 300 + 2 * 173
     for (first, second), scores in zip(pairs, together, strict=True):
         logits = forward(engine.config, engine.params, np.array([*first, *second])[None])[0]
         logprobs = jax.nn.log_softmax(logits)[np.arange(len(first) - 1, len(first) + len(second) - 1), second]
@@ -164,13 +165,13 @@ def test_cancelling_and_deadlines_free_the_slot(engine: Engine) -> None:
     endless = greedy(PROMPTS[1], 400, grammar="start: /[a-z]{390}/")  # a token per letter
 
     async def impatient() -> None:
-        before, stream = engine.tokens_decoded, engine.astream(endless)
+        before, stream = engine.stats().decoded, engine.astream(endless)
         assert len(await anext(stream)) == 1
         await stream.aclose()
         async with asyncio.timeout(60):
             while engine.running:
                 await asyncio.sleep(0)
-        assert engine.tokens_decoded - before < 300
+        assert engine.stats().decoded - before < 300
 
     asyncio.run(impatient())
     late = ask(engine, greedy(PROMPTS[1], 400, deadline=time.monotonic() - 1))[0]
@@ -192,6 +193,23 @@ def test_cancelling_and_deadlines_free_the_slot(engine: Engine) -> None:
 def test_an_unusable_request_is_refused_by_name(engine: Engine, request_: Request, names: str) -> None:
     with pytest.raises(RestillError, match=names):
         ask(engine, request_)
+
+
+def test_occupancy_is_that_of_a_known_schedule(tiny_config: Any, tiny_params: Any, tiny_tokenizer: Any) -> None:
+    engine = Engine(tiny_config, tiny_params, tiny_tokenizer, slots=4, max_context=128, speculate=False)
+    assert engine.stats().occupancy is None
+    sampling = [Sampling(max_tokens=count, ignore_eos=True) for count in (6, 3, 1)]
+    for together in (1, 3):
+        before = engine.stats()
+        with engine._wake:  # all are there when the first is placed
+            jobs = [engine.submit(Request(prompt=(5,), sampling=each)) for each in sampling[:together]]
+        for job in jobs:
+            job.future.result()
+        rows = 6 if together == 1 else 6 + 3 + 1
+        assert engine.stats() - before == Stats(steps=6, rows=rows, places=24, decoded=rows)
+        assert (engine.stats() - before).occupancy == rows / 24
+    assert engine.stats().occupancy == 16 / 48
+    engine.close()
 
 
 def test_output_ends_where_the_context_ends(engine: Engine) -> None:

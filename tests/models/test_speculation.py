@@ -50,7 +50,7 @@ def engines(
     ]
     guess_all(both[1])
     yield both[0], both[1]
-    assert both[1].guesses[1] > 100  # or nothing was tested
+    assert both[1].stats().kept > 100  # or nothing was tested
     for engine in both:
         engine.close()
 
@@ -93,7 +93,7 @@ def drafted(
     engine = Engine(tiny_config, tiny_params, tiny_tokenizer, slots=4, max_context=512, draft=(config, small))
     guess_all(engine)
     yield engine
-    assert engine.guesses[0] > 100
+    assert engine.stats().guessed > 100
     engine.close()
 
 
@@ -106,17 +106,17 @@ def test_a_draft_model_changes_no_token(engines: tuple[Engine, Engine], drafted:
 
 
 def test_the_model_itself_guesses_right_and_an_unlike_one_seldom(drafted: Engine) -> None:
-    before = drafted.guesses
+    before = drafted.stats()
     rng = random.Random(0)
     for seed in range(20):
         prompt = tuple(rng.randrange(97, 120) for _ in range(30))
         drafted.generate([Request(prompt=prompt, sampling=Sampling(temperature=1.0, max_tokens=30), seed=seed)])
-    guessed, kept = (after - was for after, was in zip(drafted.guesses, before, strict=True))
-    assert guessed > 100
+    found = drafted.stats() - before
+    assert found.guessed > 100
     if drafted._worker._draft_model._model.config.num_layers == 2:  # type: ignore[union-attr]
-        assert kept > 0.97 * guessed
+        assert found.kept > 0.97 * found.guessed
     else:
-        assert kept < 0.5 * guessed
+        assert found.kept < 0.5 * found.guessed
 
 
 def test_a_draft_model_with_another_vocabulary_is_refused(
@@ -237,9 +237,9 @@ def test_guessed_draws_of_a_real_model_have_its_distribution(smollm2: Checkpoint
     prompt = tuple(smollm2.tokenizer.encode("The capital of France is the city of"))
     sampling = Sampling(temperature=1.0, max_tokens=5, ignore_eos=True)
     done = engine.generate([Request(prompt=prompt, sampling=sampling, seed=seed) for seed in range(seeds)])
-    guessed, kept = engine.guesses
+    found = engine.stats()
     engine.close()
-    assert 0 < kept < guessed
+    assert 0 < found.kept < found.guessed
 
     def following(*tokens: int) -> np.ndarray:
         sequence = jnp.asarray([[*prompt, *tokens]])

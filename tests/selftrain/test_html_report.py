@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import lxml.html
@@ -21,6 +22,7 @@ from restill.agents.scores import exact_match
 from restill.agents.search.agent import SearchAgent
 from restill.agents.testing import ScriptedModel, make_hit
 from restill.models.engine.request import Request
+from restill.models.engine.stats import Stats
 from restill.models.errors import RestillError
 from restill.retrieval.intervals import bootstrap_interval, paired_interval
 from restill.retrieval.types import Hit
@@ -73,6 +75,9 @@ def agent(arm: str) -> SearchAgent:
 
     model: Any = ScriptedModel(reply, fingerprint=arm)
     model.checkpoint = None  # nothing is trained here
+    model.engine = SimpleNamespace(
+        stats=lambda: Stats(steps=1, rows=3 * len(model.requests), places=4 * len(model.requests))
+    )
     return SearchAgent(model, [search], few_shot=0, samples=3, temperature=0.5, step_tokens=300)
 
 
@@ -174,6 +179,7 @@ def test_searches_tokens_and_parse_failures_are_those_of_the_runs(job: Path, pag
             f"{mean(t.seconds for t in found):.2f}",
             f"{len(lost)} of {len(steps)} ({share(len(lost) / len(steps))})",
             f"{len(unread)} of {len(samples)} ({share(len(unread) / len(samples))})",
+            "75.0 %",
             "3 answered",
         ]
 
@@ -209,6 +215,7 @@ def test_rankers_mixtures_and_phases_are_listed(job: Path, page: Any) -> None:
         mixture = Mixture.load(job / arm / "mixture.jsonl")
         assert training[name][3:6] == [str(len(mixture)), str(mixture.tokens), str(mixture.targets)]
         assert training[name][6:] == ["3", f"{place / 3:.4f}"]
+    assert "occupancy 0.75" in phases["gen1/rollout"][1]
     seconds = {str(f.relative_to(job)).removesuffix(".done.json"): f for f in job.glob("*/*.done.json")}
     assert {name: row[0] for name, row in phases.items()} == {
         n: str(read_json(f)["seconds"]) for n, f in seconds.items()
