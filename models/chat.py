@@ -110,7 +110,7 @@ class JaxChatModel(BaseChatModel):
         return model
 
     def with_adapter(self, name_or_path: str | Path | None) -> JaxChatModel:
-        """The same base weights with another adapter or none; its engine is its own, started on first use."""
+        """The same base weights with another adapter or none; its engine is its own, or this one's if that rests."""
         model = self.model_copy()
         model._serving = self._parts.with_adapter(name_or_path)
         return model
@@ -162,6 +162,11 @@ class JaxChatModel(BaseChatModel):
         """Stop the engine, if it runs; the next call starts it again."""
         if self._serving is not None:
             self._serving.close()
+
+    def rest(self) -> None:
+        """Free the memory of the engine until the next call; ``with_adapter`` hands a resting engine on."""
+        if self._serving is not None:
+            self._serving.rest()
 
     async def agenerate_tokens(self, request: Request) -> Completion:
         """Token ids in, token ids out: the path of agents, whose transcripts are never re-tokenised."""

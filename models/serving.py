@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import RestillError
 
@@ -46,10 +47,11 @@ class Serving:
         self.checkpoint = checkpoint
         self.precision: Precision = precision
         self.slots, self.max_context = slots, max_context
-        self._adapter, self._lock, self._engine = adapter, threading.Lock(), None
+        self._adapter, self._lock = adapter, threading.Lock()
+        self._engine: Engine | None = None
 
     def with_adapter(self, name_or_path: str | Path | None) -> Serving:
-        """The same weights and settings with another adapter, or with none.
+        """The same weights and settings with another adapter, or with none; an engine that rests goes with it.
 
         Raises:
             RestillError: there is no such adapter, or it belongs to another base model.
@@ -59,13 +61,17 @@ class Serving:
             from .lora import find_adapter, load_peft
 
             adapter = load_peft(find_adapter(name_or_path))
-        return Serving(
+        other = Serving(
             self.checkpoint,
             adapter=adapter,
             precision=self.precision,
             slots=self.slots,
             max_context=self.max_context,
         )
+        with self._lock:
+            if self._engine is not None and not self._engine.params:
+                self._engine, other._engine = None, self._engine
+        return other
 
     @property
     def adapter(self) -> AdapterInfo | None:
@@ -78,7 +84,15 @@ class Serving:
         with self._lock:
             if self._engine is None:
                 self._engine = self._start()
+            elif not self._engine.params:
+                self._engine.update(self._params())
             return self._engine
+
+    def rest(self) -> None:
+        """Free the memory of the engine's weights and cache until it is used, here or by the next ``with_adapter``."""
+        with self._lock:
+            if self._engine is not None:
+                self._engine.rest()
 
     def close(self) -> None:
         """Stop the engine if it was started."""
@@ -90,21 +104,22 @@ class Serving:
     def _start(self) -> Engine:
         from .engine.engine import Engine
         from .home import enable_compile_cache
-        from .lora import merge
 
         enable_compile_cache()
-        checkpoint, adapter = self.checkpoint, self._adapter
-        params = checkpoint.params
-        if adapter is not None:
-            params = merge(params, adapter.leaves, alpha=adapter.alpha)
         return Engine(
-            checkpoint.config,
-            params,
-            checkpoint.tokenizer,
+            self.checkpoint.config,
+            self._params(),
+            self.checkpoint.tokenizer,
             slots=self.slots,
             max_context=self.max_context,
             precision=self.precision,
         )
+
+    def _params(self) -> Mapping[str, Any]:
+        from .lora import merge
+
+        params, adapter = self.checkpoint.params, self._adapter
+        return params if adapter is None else merge(params, adapter.leaves, alpha=adapter.alpha)
 
     def __deepcopy__(self, memo: dict) -> Serving:
         return self  # weights and a running engine are shared, never copied

@@ -99,7 +99,7 @@ class _Improvement(Phases):
             pilot = self._pilot_mixture(method.pilot)
             release(agent)
             previous = self.latest = self.fit("pilot", pilot, previous, method.pilot.train or method.train)
-            agent = self.equip(previous)
+            agent = self.equip(previous, agent)
             self.score("pilot", "pilot", agent, previous, len(pilot))
         for generation in range(1, method.generations + 1):
             name, arm = f"gen{generation}", f"generation {generation}"
@@ -112,11 +112,11 @@ class _Improvement(Phases):
             start = previous if method.start == "previous" else None
             release(agent)
             trained = self.latest = self.fit(name, mixture, start, method.train)
-            agent = self.equip(trained)
+            agent = self.equip(trained, agent)
             self.score(name, arm, agent, trained, len(mixture))
             if control and generation == 1:
                 release(agent)
-                self._control(run, content, len(mixture) - len(replayed or ()), start, replayed)
+                self._control(agent, run, content, len(mixture) - len(replayed or ()), start, replayed)
             previous = trained
         release(agent)
         report = Report(
@@ -138,13 +138,15 @@ class _Improvement(Phases):
 
         return self.mix("pilot", run, content, lambda found: pilot.keep(found, chosen), None)
 
-    def _control(self, run: Run, content: str, count: int, start: Path | None, replayed: Mixture | None) -> None:
+    def _control(
+        self, agent: Agent, run: Run, content: str, count: int, start: Path | None, replayed: Mixture | None
+    ) -> None:
         def blindly(trajectories: list[Trajectory]) -> list[Kept]:
             return select_random(trajectories, count, seed=self.seed)
 
         mixture = self.mix("control", run, f"{content}/{count}", blindly, replayed)
         trained = self.fit("control", mixture, start, self.method.train)
-        agent = self.equip(trained)
+        agent = self.equip(trained, agent)
         self.score("control", "control", agent, trained, len(mixture))
         release(agent)
 

@@ -248,9 +248,9 @@ class Phases:
             checkpoint, start = load_decoder(str(start)), None
         return Trainer(checkpoint.config, checkpoint.params, train, start=start, tokenizer=checkpoint.tokenizer)
 
-    def equip(self, trained: Path) -> Agent:
-        """The agent with what training made."""
-        model = self.agent.model
+    def equip(self, trained: Path, agent: Agent) -> Agent:
+        """The agent with what training made, served by the engine of ``agent`` if that rests and has the same base."""
+        model = agent.model if agent.model.checkpoint is self.checkpoint else self.agent.model
         if (trained / "adapter_config.json").is_file():
             return self.agent.replace(model=model.with_adapter(trained), few_shot=0)
         whole = type(model).from_pretrained(trained, precision=model.precision, max_context=model.max_context)
@@ -264,10 +264,10 @@ class Phases:
 
 
 def release(agent: Agent) -> None:
-    """Stop the engine: training needs its memory. It starts again when it is used."""
-    close = getattr(agent.model, "close", None)
-    if close is not None:
-        close()
+    """Let the engine rest: training needs its memory. It goes on when it is used."""
+    rest = getattr(agent.model, "rest", None)
+    if rest is not None:
+        rest()
     trim()
 
 

@@ -15,6 +15,8 @@ from itertools import product
 import jax.numpy as jnp
 import numpy as np
 
+from ..config import DecoderConfig
+from ..errors import RestillError
 from .job import Job
 from .model import CachedModel
 from .request import Request
@@ -105,6 +107,21 @@ class DraftModel:
     @property
     def _vocab(self) -> int:
         return self._model.config.vocab_size
+
+
+def check_draft(config: DecoderConfig, draft: DecoderConfig, deterministic: bool) -> None:
+    """Refuse a draft model that cannot guess for ``config``.
+
+    Raises:
+        RestillError: another vocabulary, or an engine that guesses nothing.
+    """
+    if deterministic:
+        raise RestillError("a deterministic engine guesses nothing; leave the draft model out")
+    if draft.vocab_size != config.vocab_size:
+        raise RestillError(
+            f"the draft model has {draft.vocab_size} tokens, the model {config.vocab_size}; "
+            "choose one that shares the model's tokenizer"
+        )
 
 
 def _known(job: Job) -> Sequence[int]:

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax import Array
 
 from ..config import DecoderConfig
 from ..errors import RestillError
 from ..tokenizer import Tokenizer
 from . import runner
 from .adapters import Adapters
+from .draft import check_draft
 from .grammar import GrammarCompiler
 from .job import Job
 from .model import CachedModel
-from .precision import Precision, dtype_of, resolve, serving_params
-from .request import Completion, Request, Sampling
+from .precision import Precision, check_shapes, dtype_of, resolve, serving_params
+from .request import Completion, Request, check_sampling
 from .shapes import Shapes
 from .stats import Stats
 from .worker import Worker
@@ -57,21 +58,14 @@ class Engine:
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.max_context = min(max_context, config.max_positions)
-        self.precision = resolve(precision)
+        self.precision: Precision = resolve(precision)
         self.params = serving_params(config, params, tokenizer, self.precision)
         self._grammars = GrammarCompiler(tokenizer, config.vocab_size)
         self._wake = threading.Condition()
         self._shapes = Shapes(slots, self.max_context, deterministic)
-        if draft and deterministic:
-            raise RestillError("a deterministic engine guesses nothing; leave the draft model out")
-        if draft and draft[0].vocab_size != config.vocab_size:
-            raise RestillError(
-                f"the draft model has {draft[0].vocab_size} tokens, the model {config.vocab_size}; "
-                "choose one that shares the model's tokenizer"
-            )
-        dtype = dtype_of(self.precision)
-        small = None
+        dtype, small = dtype_of(self.precision), None
         if draft:
+            check_draft(config, draft[0], deterministic)
             small = CachedModel(draft[0], serving_params(*draft, tokenizer, self.precision), self._shapes, dtype)
         model = CachedModel(config, self.params, self._shapes, dtype)
         adapters = Adapters(config, dtype)
@@ -95,7 +89,7 @@ class Engine:
                 f"shorten it to at most {self.max_context - 1} tokens or raise max_context"
             )
         self._check_tokens(prompt)
-        _check_sampling(request.sampling)
+        check_sampling(request.sampling)
         matcher = self._grammars.matcher(request.grammar) if request.grammar else None
         job = Job(request, min(request.sampling.max_tokens, room), matcher, on_text)
         self._enqueue(job)
@@ -136,13 +130,45 @@ class Engine:
         Raises:
             RestillError: requests are waiting or running, or the engine is closed.
         """
-        with self._wake:
-            self._wake.wait_for(lambda: self._worker.scheduler.jobs or not self._worker.turning)  # its last turn
-            if self._worker.closed:
-                raise RestillError("the engine is closed; make a new one")
-            if busy := len(self._worker.scheduler.jobs):
-                raise RestillError(f"warmup() while {busy} requests are in the engine; wait for them")
+        with self._worker.idle("warmup"):
+            self._awake()
             self._worker.warm()
+
+    def update(self, params: Mapping[str, Any]) -> None:
+        """Serve other parameters of the same shapes, such as those just trained, in place of the old ones.
+
+        Nothing is compiled and the old ones are not kept; the cache is dropped, adapters stay loaded.
+
+        Args:
+            params: canonical flat parameters.
+
+        Raises:
+            RestillError: other shapes, requests are waiting or running, or the engine is closed.
+        """
+        check_shapes(self.config, params)
+        with self._worker.idle("update"):
+            self._replace({})  # first, so that there are never two
+            self._replace(serving_params(self.config, params, self.tokenizer, self.precision))
+
+    def rest(self) -> None:
+        """Free cache and parameters (``params`` is empty) until ``update``; what still runs is cancelled.
+
+        Raises:
+            RestillError: the engine is closed.
+        """
+        with self._wake:
+            for job in self._worker.scheduler.jobs:
+                job.future.cancel()
+        with self._worker.idle("rest"):
+            self._replace({})
+
+    def _replace(self, params: dict[str, Array]) -> None:
+        self.params = params
+        self._worker.replace(params)
+
+    def _awake(self) -> None:
+        if not self.params:
+            raise RestillError("the engine rests; bring parameters with update()")
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         if not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
@@ -152,12 +178,13 @@ class Engine:
         with self._wake:
             if self._worker.closed:
                 raise RestillError("the engine is closed; make a new one")
+            self._awake()
             job.adapter = self._worker.adapters.get(job.request.adapter)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._worker.run, name="restill-engine", daemon=True)
                 self._thread.start()
                 # Also at interpreter exit: a thread inside XLA would abort the process.
-                weakref.finalize(self, _stop, self._worker, self._wake, self._thread)
+                weakref.finalize(self, self._worker.stop, self._thread)
             self._worker.scheduler.waiting.append(job)
             self._wake.notify_all()
 
@@ -268,27 +295,4 @@ class Engine:
 
     def close(self) -> None:
         """Stop the worker and free the cache; what still runs is cancelled."""
-        _stop(self._worker, self._wake, self._thread)
-
-
-def _check_sampling(s: Sampling) -> None:
-    for name, value, fits, range_ in (
-        ("max_tokens", s.max_tokens, s.max_tokens >= 1, "at least 1"),
-        ("temperature", s.temperature, 0 <= s.temperature < math.inf, "0 (greedy) or more"),
-        ("top_k", s.top_k, s.top_k >= 0, "0 (all) or more"),
-        ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0, at most 1"),
-        ("min_p", s.min_p, 0 <= s.min_p <= 1, "from 0 to 1"),
-        ("repetition_penalty", s.repetition_penalty, 0 < s.repetition_penalty < math.inf, "above 0"),
-    ):
-        if not fits:
-            raise RestillError(f"{name}={value} must be {range_}")
-
-
-def _stop(worker: Worker, wake: threading.Condition, thread: threading.Thread | None) -> None:
-    with wake:
-        worker.closed = True
-        wake.notify_all()
-    if thread is None:
-        worker.forget()
-    elif thread is not threading.current_thread():
-        thread.join()
+        self._worker.stop(self._thread)

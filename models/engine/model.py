@@ -25,9 +25,13 @@ class CachedModel:
     """
 
     def __init__(self, config: DecoderConfig, params: Mapping[str, Array], shapes: Shapes, dtype: Any) -> None:
-        self.config, self._params, self._shapes, self._dtype = config, params, shapes, dtype
-        self.cache = KVCache(config, shapes, dtype)
-        self._layers = _by_layer(params, config.num_layers)
+        self.config, self._shapes, self._dtype = config, shapes, dtype
+        self.replace(params)
+        self.forget()
+
+    def replace(self, params: Mapping[str, Array]) -> None:
+        """Compute with other parameters; what the cache holds is the old ones'."""
+        self._params, self._layers = params, _by_layer(params, self.config.num_layers)
         self._outer = {name: leaf for name, leaf in params.items() if not name.startswith("layers.")}
 
     def forget(self) -> None:

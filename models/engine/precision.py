@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from ..config import DecoderConfig
-from ..decoder import fuse
+from ..decoder import fuse, param_shapes
 from ..errors import RestillError
 from ..int8 import int8_matmul
 from ..quantise import CALIBRATION, quantise
@@ -55,6 +55,19 @@ def serving_params(
     else:
         cast = {name: jnp.asarray(leaf, dtype) for name, leaf in params.items()}
     return fuse(config, cast)
+
+
+def check_shapes(config: DecoderConfig, params: Mapping[str, Any]) -> None:
+    """Refuse canonical parameters that are not this model's.
+
+    Raises:
+        RestillError: a leaf is missing, unknown or of another shape.
+    """
+    wanted, given = param_shapes(config), {name: tuple(leaf.shape) for name, leaf in params.items()}
+    for name in sorted({*wanted, *given}):
+        found, right = given.get(name, "missing"), wanted.get(name, "unknown")
+        if found != right:
+            raise RestillError(f"{name} is {found}, in this model {right}; make a new engine for another model")
 
 
 @cache

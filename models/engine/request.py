@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from ..errors import RestillError
 
 FinishReason = Literal["stop", "length", "deadline", "cancelled", "error"]
 
@@ -74,3 +77,21 @@ class Completion:
     cached: int = 0
     seconds: float = 0.0
     error: str | None = None
+
+
+def check_sampling(s: Sampling) -> None:
+    """Refuse what cannot be drawn with.
+
+    Raises:
+        RestillError: a value out of its range, by name.
+    """
+    for name, value, fits, range_ in (
+        ("max_tokens", s.max_tokens, s.max_tokens >= 1, "at least 1"),
+        ("temperature", s.temperature, 0 <= s.temperature < math.inf, "0 (greedy) or more"),
+        ("top_k", s.top_k, s.top_k >= 0, "0 (all) or more"),
+        ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0, at most 1"),
+        ("min_p", s.min_p, 0 <= s.min_p <= 1, "from 0 to 1"),
+        ("repetition_penalty", s.repetition_penalty, 0 < s.repetition_penalty < math.inf, "above 0"),
+    ):
+        if not fits:
+            raise RestillError(f"{name}={value} must be {range_}")

@@ -59,6 +59,11 @@ class Scheduler:
         """Everybody, the running first."""
         return [*self.running.values(), *self.waiting]
 
+    @property
+    def wanted(self) -> int:
+        """How many of them somebody waits for."""
+        return sum(not job.future.done() for job in self.jobs)
+
     def over(self) -> list[tuple[Job, FinishReason]]:
         """Those, waiting or running, whose caller left or failed to take text, or whose deadline has passed."""
         now, found = time.monotonic(), list[tuple[Job, FinishReason]]()

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from ..errors import RestillError
 from ..tokenizer import Tokenizer
@@ -53,13 +55,12 @@ class Worker:
         self.shapes, self.scheduler, self.closed = shapes, Scheduler(shapes), False
         self.turning = False  # the device may be given work even after the last request was answered
         self._draft_model = DraftModel(draft, shapes) if draft else None
-        self._wake = wake
         self._newest = jnp.zeros(shapes.slots, jnp.int32)
         self._flight: Flight | None = None
         self._scored: list[Scored] = []
         self._drafter, self.speculate = Drafter(), speculate and not shapes.deterministic
         self._shape: tuple[int, int, bool, int] | None = None
-        self._asked = False
+        self._asked, self._wake = False, wake
         self.steps = self.rows_run = self.tokens_decoded = self.tokens_prefilled = self.guessed = self.kept = 0
 
     def run(self) -> None:
@@ -81,6 +82,16 @@ class Worker:
         for job in self.scheduler.jobs:
             job.finish("cancelled", self.tokenizer)
         self.forget()
+
+    def stop(self, thread: threading.Thread | None) -> None:
+        """End ``thread``, which is in ``run``, or do what it would do at its end."""
+        with self._wake:
+            self.closed = True
+            self._wake.notify_all()
+        if thread is None:
+            self.forget()
+        elif thread is not threading.current_thread():
+            thread.join()
 
     def _turn(self) -> None:
         began = time.monotonic()
@@ -174,6 +185,19 @@ class Worker:
         self._newest, drawn = draw(logits, self._newest, rules, drafts)
         return drawn
 
+    @contextmanager
+    def idle(self, what: str) -> Iterator[None]:
+        """Nobody runs inside, nor may ask; refused while somebody does, and when the engine is closed."""
+        with self._wake:
+            self._wake.wait_for(
+                lambda: self.closed or self.scheduler.wanted or not (self.scheduler.jobs or self.turning)
+            )
+            if self.closed:
+                raise RestillError("the engine is closed; make a new one")
+            if busy := self.scheduler.wanted:
+                raise RestillError(f"{what}() while {busy} requests are in the engine; wait for them")
+            yield
+
     def warm(self) -> None:
         """Run every program once over an empty cache; nobody may be running."""
         try:
@@ -259,6 +283,12 @@ class Worker:
             self.forget()
         for job in lost:
             job.fail(error)
+
+    def replace(self, params: Mapping[str, Array]) -> None:
+        """Other parameters; nobody may be running."""
+        self.scheduler.table.forget()
+        self.forget()
+        self._model.replace(params)
 
     def forget(self) -> None:
         """Start over with empty caches."""

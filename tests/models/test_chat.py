@@ -192,7 +192,11 @@ def test_an_adapter_changes_the_model_and_leaves_the_base_alone(model, adapter):
     assert dressed.adapter.name == "ad" and dressed.adapter.manifest["few_shot"] == 0
     assert abs(first_logprob(dressed) - before) > 1e-3
     assert model.adapter is None and dressed.fingerprint == model.fingerprint
-    assert first_logprob(dressed.with_adapter(None)) == pytest.approx(before, abs=1e-4)
+    engine, after = dressed.engine, first_logprob(dressed)
+    dressed.rest()
+    plain = dressed.with_adapter(None)
+    assert first_logprob(plain) == pytest.approx(before, abs=1e-4) and plain.engine is engine
+    assert first_logprob(dressed) == pytest.approx(after, abs=1e-4) and dressed.engine is not engine
 
 
 def test_an_adapter_of_another_base_is_refused(model, adapter):

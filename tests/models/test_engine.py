@@ -212,6 +212,66 @@ def test_occupancy_is_that_of_a_known_schedule(tiny_config: Any, tiny_params: An
     engine.close()
 
 
+@pytest.mark.parametrize("precision", ["f32", "w8a8"])
+def test_other_parameters_come_in_place(
+    tiny_config: DecoderConfig, tiny_params: Any, tiny_tokenizer: Tokenizer, precision: Any
+) -> None:
+    def engine(params: Any) -> Engine:
+        return Engine(
+            tiny_config, params, tiny_tokenizer, slots=1, max_context=40, precision=precision, speculate=False
+        )
+
+    def answers(engine: Engine) -> list[tuple[tuple[int, ...], Any]]:
+        sampling = Sampling(temperature=1.0, max_tokens=12)
+        done = [ask(engine, Request(prompt=prompt, sampling=sampling))[0] for prompt in (PROMPTS[2], PROMPTS[1])]
+        assert not done[0].cached, "keys and values of other parameters"
+        return [(c.tokens, c.logprobs) for c in done]
+
+    def held() -> int:
+        gc.collect()
+        return sum(leaf.nbytes for leaf in jax.live_arrays())
+
+    trained = {name: 1.1 * leaf[..., ::-1] for name, leaf in tiny_params.items()}
+    ours, fresh = engine(tiny_params), engine(trained)
+    first, wanted = answers(ours), answers(fresh)
+    fresh.close()
+    del fresh
+    assert first != wanted
+    compilations, memory = ours.compilations, held()
+    for params, expected in ((trained, wanted), (tiny_params, first)):
+        ours.update(params)
+        assert answers(ours) == expected
+    assert ours.compilations == compilations and held() <= memory
+    ours.close()
+
+
+def test_an_engine_rests_until_it_is_given_parameters(
+    tiny_config: DecoderConfig, tiny_params: Any, tiny_tokenizer: Tokenizer
+) -> None:
+    engine = Engine(tiny_config, tiny_params, tiny_tokenizer, slots=1, max_context=40)
+    endless = engine.submit(greedy(PROMPTS[1], 30, deadline=None))
+    with pytest.raises(RestillError, match=r"update\(\) while 1 requests"):
+        engine.update(tiny_params)
+    engine.rest()
+    assert endless.future.cancelled() and not engine.params
+    assert not engine._worker._model.cache._grid
+    for refused in (lambda: ask(engine, greedy(PROMPTS[1])), lambda: engine.score(PROMPTS[1], [1])):
+        with pytest.raises(RestillError, match="rests"):
+            refused()
+    with pytest.raises(RestillError, match="rests"):
+        engine.warmup()
+    other = {**tiny_params, "norm": tiny_params["norm"][:-1]}
+    with pytest.raises(RestillError, match=r"norm is \(\d+,\), in this model \(\d+,\)"):
+        engine.update(other)
+    with pytest.raises(RestillError, match="embed is missing"):
+        engine.update({name: leaf for name, leaf in tiny_params.items() if name != "embed"})
+    engine.update(tiny_params)
+    assert len(ask(engine, greedy(PROMPTS[1]))[0].tokens) > 0
+    engine.close()
+    with pytest.raises(RestillError, match="closed"):
+        engine.update(tiny_params)
+
+
 def test_output_ends_where_the_context_ends(engine: Engine) -> None:
     done = ask(engine, greedy(tuple([1] * 490), 400))[0]
     assert done.finish_reason == "length" and len(done.tokens) == 512 - 490

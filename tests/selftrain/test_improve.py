@@ -75,8 +75,8 @@ class Trainable(ScriptedModel):
         self.log.append(f"open {Path(path).parent.name}")
         return Trainable(load_peft(Path(path)).info, self.log)
 
-    def close(self) -> None:
-        self.log.append("close")
+    def rest(self) -> None:
+        self.log.append("rest")
 
 
 def agent(model: Any = None) -> ReActAgent:
@@ -178,10 +178,10 @@ def test_a_phase_whose_marker_is_deleted_runs_again_with_the_same_result(tmp_pat
     assert again.phases["gen1/mixture"]["sha256"] == first.phases["gen1/mixture"]["sha256"]
 
 
-def test_engines_are_closed_before_training(tmp_path: Path) -> None:
+def test_engines_rest_before_training(tmp_path: Path) -> None:
     model = Trainable()
     improve(agent(model), questions(6), out=tmp_path / "job", method=METHOD)
-    assert model.log == ["close", "open pilot", "close", "open gen1", "close"]
+    assert model.log == ["rest", "open pilot", "rest", "open gen1", "rest"]
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
