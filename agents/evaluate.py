@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from ..models.errors import RestillError
 from ..retrieval.intervals import bootstrap_interval, paired_interval
 from .agent import Agent
+from .evidence import LOSSES, Loss, evidence_recall, lost_to
 from .question import Question
 from .rollout import rollout
 from .run import Key, Run
@@ -65,6 +66,9 @@ class EvalReport(BaseModel):
         forced: share whose answer was drawn after the budget had run out.
         tool_calls: calls per trajectory, of any tool.
         tokens: generated tokens per trajectory; ``prompt_tokens`` with every prompt counted whole.
+        recall: share of the gold documents that were retrieved, over the questions that name some.
+        lost: of all trajectories over such questions, the shares that are wrong because of their format, retrieval, hop
+            and reading (:func:`.evidence.lost_to`).
         missing: trajectories that the run does not hold (another shard's, say); they count as wrong.
         occupancy: share of the engine's slots that were decoding, over its steps; ``None`` without an engine.
     """
@@ -86,6 +90,7 @@ class EvalReport(BaseModel):
     prompt_tokens: float
     seconds: float
     recall: float | None = None
+    lost: dict[str, float] = {}
     missing: int = 0
     occupancy: float | None = None
     run: str = ""
@@ -106,6 +111,8 @@ class EvalReport(BaseModel):
         table.add_row("answer forced after the budget", _percent(self.forced), "")
         if self.recall is not None:
             table.add_row("gold documents retrieved", _percent(self.recall), "")
+        if self.lost:
+            table.add_row("wrong for", ", ".join(f"{loss} {_percent(share)}" for loss, share in self.lost.items()), "")
         table.add_row("tool calls a question", f"{self.tool_calls:.2f}", "")
         table.add_row("generated tokens a question", f"{self.tokens:.0f}", "")
         table.add_row("statuses", ", ".join(f"{n} {s}" for s, n in sorted(self.statuses.items())), "")
@@ -162,10 +169,13 @@ def score_run(run: Run, questions: Sequence[Question], *, agent: str, samples: i
     _need_answers(questions)
     rows: list[EvalRow] = []
     found: list[Trajectory] = []
+    losses: list[Loss | None] = []
     for question in questions:
         keys = [Key(question.key, sample, agent) for sample in range(samples)]
         trajectories = [t for key in keys if (t := run.get(key)) is not None]
         found += trajectories
+        if question.gold or question.gold_titles:
+            losses += [lost_to(question, t) for t in trajectories]
         rows.append(_row(question, trajectories, samples))
     statuses: dict[str, int] = {}
     worked = run.stats(agent)
@@ -190,6 +200,7 @@ def score_run(run: Run, questions: Sequence[Question], *, agent: str, samples: i
         prompt_tokens=_mean([t.usage.prompt for t in found]),
         seconds=_mean([t.seconds for t in found]),
         recall=_mean(recalls) if recalls else None,
+        lost={loss: losses.count(loss) / len(losses) for loss in LOSSES} if losses else {},
         missing=len(rows) * samples - len(found),
         occupancy=None if worked is None else worked.occupancy,
         run=str(run.path),
@@ -199,10 +210,7 @@ def score_run(run: Run, questions: Sequence[Question], *, agent: str, samples: i
 
 def _row(question: Question, trajectories: list[Trajectory], samples: int) -> EvalRow:
     scores = [exact_match(t.answer, question.answers) for t in trajectories]
-    recall = None
-    if question.gold and trajectories:
-        wanted = set(question.gold)
-        recall = _mean([len(wanted & set(t.doc_ids())) / len(wanted) for t in trajectories])
+    recalls = [recall for t in trajectories if (recall := evidence_recall(question, t)) is not None]
     return EvalRow(
         key=question.key,
         id=question.id,
@@ -216,7 +224,7 @@ def _row(question: Question, trajectories: list[Trajectory], samples: int) -> Ev
         answered=sum(t.status == "answered" for t in trajectories) / samples,
         forced=sum(t.forced and t.answer is not None for t in trajectories) / samples,
         searches=_mean([len(t.calls()) for t in trajectories]),
-        recall=recall,
+        recall=_mean(recalls) if recalls else None,
     )
 
 

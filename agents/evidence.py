@@ -1,35 +1,41 @@
-"""Which passages answered which questions: pairs that retrieval can learn from (``retrieval.align.fit``)."""
+"""What a trajectory has read of the evidence, and where its question was lost if its answer is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from ..retrieval.types import titled
+from .question import Question
+from .scores import exact_match, normalise
 from .trajectory import Trajectory
 
-if TYPE_CHECKING:
-    from ..retrieval.retriever import Retriever
+Loss = Literal["format", "retrieval", "hop", "reading"]
+LOSSES: tuple[Loss, ...] = ("format", "retrieval", "hop", "reading")
 
 
-def answered(trajectory: Trajectory) -> bool:
-    """Whether the agent came to an answer by itself."""
-    return trajectory.answer is not None and not trajectory.forced
+def evidence_recall(question: Question, trajectory: Trajectory) -> float | None:
+    """Share of the question's gold documents among those retrieved, by id, or by title where it gives no ids.
 
-
-def evidence_pairs(
-    trajectories: Iterable[Trajectory], retriever: Retriever, accept: Callable[[Trajectory], bool] = answered
-) -> list[tuple[str, str]]:
-    """(question, title and text of a passage) for each passage cited by an accepted trajectory, each pair once.
-
-    Args:
-        retriever: the collection that the agents searched; passages that it no longer holds give no pair.
-        accept: which trajectories to learn from; with labels, those whose answer is right.
+    ``None``: the question names neither.
     """
-    snapshot, pairs = retriever.snapshot, dict[tuple[str, str], None]()
-    for trajectory in filter(accept, trajectories):
-        for citation in trajectory.citations:
-            for chunk in snapshot.chunks_at(snapshot.rows_of(citation.doc_id)):
-                if chunk.chunk_id == citation.chunk_id:
-                    pairs[trajectory.question, titled(chunk.title, chunk.text)] = None
-    return list(pairs)
+    if question.gold:
+        wanted, found = set(question.gold), set(trajectory.doc_ids())
+    elif question.gold_titles:
+        wanted = {normalise(title) for title in question.gold_titles}
+        found = {normalise(passage.title) for passage in trajectory.passages()}
+    else:
+        return None
+    return len(wanted & found) / len(wanted)
+
+
+def lost_to(question: Question, trajectory: Trajectory) -> Loss | None:
+    """Where a wrong answer went wrong; ``None`` for a right one, or where the question names no gold documents.
+
+    "format": the run ended without an answer of its own; else "retrieval": none of the gold documents was retrieved;
+    "hop": some but not all were; "reading": all were.
+    """
+    recall = evidence_recall(question, trajectory)
+    if recall is None or exact_match(trajectory.answer, question.answers):
+        return None
+    if trajectory.status != "answered" or trajectory.forced:
+        return "format"
+    return "retrieval" if recall == 0 else "hop" if recall < 1 else "reading"

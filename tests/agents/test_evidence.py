@@ -1,35 +1,47 @@
-"""Pairs of questions and the passages that answered them."""
+"""What was read of the evidence, and where a wrong answer went wrong."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from restill.agents.evidence import evidence_pairs
-from restill.agents.trajectory import Trajectory
-from restill.models.testing import save_tiny_encoder
-from restill.retrieval.retriever import Retriever
-from restill.retrieval.types import Citation
+import pytest
 
-
-def trajectory(question: str, cited: list[Citation], **values: Any) -> Trajectory:
-    known = {"protocol": "react-1", "question_key": question, "agent": "a", "question_id": question}
-    return Trajectory(
-        **{**known, "question": question, "status": "answered", "answer": "x", "citations": cited, **values}
-    )
+from restill.agents.budget import Budget
+from restill.agents.evaluate import evaluate
+from restill.agents.evidence import evidence_recall, lost_to
+from restill.agents.question import Question
+from restill.agents.react import ReActAgent
+from restill.agents.testing import ScriptedModel, answer, call, make_hit
 
 
-def test_what_an_answer_cites_is_paired_with_its_question_once(tmp_path: Path) -> None:
-    save_tiny_encoder(tmp_path)
-    documents = [{"_id": name, "title": name.upper(), "text": f"About {name}."} for name in "abc"]
-    retriever = Retriever.from_documents(documents, str(tmp_path))
-    a, b, _ = (Citation(doc_id=c.doc_id, chunk_id=c.chunk_id, start=c.start, end=c.end) for c in retriever.chunks)
-    gone = Citation(doc_id="z", chunk_id="z", start=0, end=1)
-    runs = [
-        trajectory("one", [a, b]),
-        trajectory("one", [a, gone]),
-        trajectory("two", [b], forced=True),
-        trajectory("three", [b], answer=None, status="budget"),
-    ]
-    assert evidence_pairs(runs, retriever) == [("one", "A\nAbout a."), ("one", "B\nAbout b.")]
-    assert evidence_pairs(runs, retriever, lambda t: t.forced) == [("two", "B\nAbout b.")]
+def search(query: str) -> list:
+    """Find passages."""
+    return [make_hit(name, name.title(), f"{name} is a ship.") for name in query.split()]
+
+
+@pytest.mark.parametrize(
+    ("query", "said", "recall", "loss"),
+    [
+        ("ada bo", "Oslo", 1.0, None),
+        ("cy", "Oslo", 0.0, None),
+        ("cy", "Rome", 0.0, "retrieval"),
+        ("ada cy", "Rome", 0.5, "hop"),
+        ("ada bo cy", "Rome", 1.0, "reading"),
+        ("ada bo", None, 1.0, "format"),
+    ],
+)
+@pytest.mark.parametrize("named", [{"gold": ["ada", "bo"]}, {"gold_titles": ["ADA", "Bo"]}])
+def test_a_wrong_answer_is_lost_at_the_first_thing_that_is_missing(query, said, recall, loss, named) -> None:
+    question = Question(id="q", question="Where?", answers=["Oslo"], **named)
+    turns = [call("search", query=query), "no action" if said is None else answer(said)]
+    trajectory = ReActAgent(ScriptedModel(turns), [search], budget=Budget(steps=2)).invoke(question).trajectory
+    assert (evidence_recall(question, trajectory), lost_to(question, trajectory)) == (recall, loss)
+
+
+def test_a_report_tells_the_shares(tmp_path: Path) -> None:
+    agent = ReActAgent(ScriptedModel(lambda prompt, _: answer("Oslo")), [search])
+    asked = [Question(id=str(i), question=f"Where {i}?", answers=["Oslo" if i else "Rome"], gold=["a"]) for i in (0, 1)]
+    asked.append(Question(id="2", question="Who?", answers=["Ada"]))
+    report = evaluate(agent, asked, out=tmp_path)
+    assert report.lost == {"format": 0.0, "retrieval": 0.5, "hop": 0.0, "reading": 0.0}
+    assert report.recall == 0.0
