@@ -175,7 +175,7 @@ def score_run(run: Run, questions: Sequence[Question], *, agent: str, samples: i
         trajectories = [t for key in keys if (t := run.get(key)) is not None]
         found += trajectories
         if question.gold or question.gold_titles:
-            losses += [lost_to(question, t) for t in trajectories]
+            losses.extend(lost_to(question, t) for t in trajectories)
         rows.append(_row(question, trajectories, samples))
     statuses: dict[str, int] = {}
     worked = run.stats(agent)
