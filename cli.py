@@ -10,11 +10,17 @@ import typer
 from typer.core import TyperGroup
 
 from .commands import ask, data, distil, eval_retrieval, improve, jobs, report
+from .commands.workers import ARGUMENTS
 from .models.errors import RestillError
 
 
 class _Commands(TyperGroup):
     """Turns failures that a user can mend into one line on stderr, and Ctrl-C into a word on how to go on."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the words of the command line, for commands that hand them on to workers."""
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; an error becomes one line on stderr and an exit code."""

@@ -155,7 +155,7 @@ def evaluate(
         RestillError: a question without an answer, or whatever :func:`rollout` raises.
     """
     asked = list({q.key: q for q in questions}.values())[:limit]
-    _need_answers(asked)
+    need_answers(asked)
     run = rollout(agent, asked, out=out, samples=samples, seed=seed, **options)
     return score_run(run, asked, agent=agent.fingerprint, samples=samples)
 
@@ -166,7 +166,7 @@ def score_run(run: Run, questions: Sequence[Question], *, agent: str, samples: i
     Raises:
         RestillError: no questions, or one without an answer.
     """
-    _need_answers(questions)
+    need_answers(questions)
     rows: list[EvalRow] = []
     found: list[Trajectory] = []
     losses: list[Loss | None] = []
@@ -228,7 +228,8 @@ def _row(question: Question, trajectories: list[Trajectory], samples: int) -> Ev
     )
 
 
-def _need_answers(questions: Sequence[Question]) -> None:
+def need_answers(questions: Sequence[Question]) -> None:
+    """Raises RestillError when there are no questions, or one has no answer."""
     if not questions:
         raise RestillError("there are no questions to evaluate on")
     for question in questions:

@@ -92,7 +92,9 @@ def counter_of(model: Any) -> Callable[[], Stats] | None:
 
 
 def identity(model: Any) -> dict[str, Any]:
-    """What the agent hash knows of a model: name, fingerprint, adapter, precision."""
+    """What the agent hash knows of a model: name, fingerprint, adapter, precision, and ``deterministic`` where that is
+    true.
+    """
     if is_token_model(model):
         adapter = model.adapter
         return {
@@ -101,6 +103,7 @@ def identity(model: Any) -> dict[str, Any]:
             "adapter": None if adapter is None else adapter.name,
             "adapter_hash": None if adapter is None else adapter.hash,
             "precision": str(getattr(model, "precision", "") or ""),
+            **({"deterministic": True} if getattr(model, "deterministic", False) else {}),
         }
     name = next((str(v) for a in ("model_name", "model", "name") if (v := getattr(model, a, None))), "")
     kind = f"{type(model).__module__}.{type(model).__qualname__}"

@@ -16,6 +16,7 @@ from .plan import derive_seed
 from .progress import Progress, progress_bar
 from .question import Question
 from .run import Key, Run
+from .shards import checked_shard, in_shard
 from .threads import run_sync
 
 
@@ -95,14 +96,12 @@ async def arollout(
             raise RestillError(f"{name}={value}: give at least 1")
     if deadline is not None and not deadline > 0:
         raise RestillError(f"deadline={deadline}: give a positive number of seconds, or None")
-    part = shard or (0, 1)
-    if not 0 <= part[0] < part[1]:
-        raise RestillError(f"shard={part}: give (i, n) with 0 <= i < n")
+    part = checked_shard(shard)
     asked = list({q.key: q for q in map(Question.of, questions)}.values())[:limit]
     run = Run.create(out, agents={agent.fingerprint: agent.config}, seed=seed, samples=samples, questions=len(asked))
     try:
         run.start(part)
-        mine = [q for q in asked if int(q.key, 16) % part[1] == part[0]]
+        mine = [q for q in asked if in_shard(q.key, part)]
         tasks = [
             Task(q, s, derive_seed(seed, q.key, s))
             for q in mine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -34,7 +35,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         RestillError: it cannot be written (a full disk, no permission).
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Hosts that share a file system may share process numbers too.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -59,6 +61,32 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock on a file that is there; where there are no locks, nobody does."""
+    try:
+        os.close(_take_lock(path, wait=False))
+    except RestillError:
+        return True
+    return False
+
+
+def checked_shard(shard: tuple[int, int] | None) -> tuple[int, int]:
+    """``shard``, by default the whole.
+
+    Raises:
+        RestillError: it is no (i, n) with 0 <= i < n.
+    """
+    i, n = shard or (0, 1)
+    if not 0 <= i < n:
+        raise RestillError(f"shard=({i}, {n}): give (i, n) with 0 <= i < n")
+    return i, n
+
+
+def in_shard(key: str, shard: tuple[int, int]) -> bool:
+    """Whether the question with this key belongs to part i of n."""
+    return int(key, 16) % shard[1] == shard[0]
 
 
 def _take_lock(path: Path, *, wait: bool) -> int:

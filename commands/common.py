@@ -36,6 +36,14 @@ AdapterOption = Annotated[
     typer.Option(help="LoRA adapter: a name or a folder.", rich_help_panel=_M),
 ]
 PrecisionOption = Annotated[str, typer.Option(help="auto, f32, w8a8 (int8, on CPU), bf16 or int8.", rich_help_panel=_M)]
+DeterministicOption = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="The same bits however many questions or workers run at once; slower.",
+        rich_help_panel=_M,
+    ),
+]
 IndexOption = Annotated[
     list[Path] | None,
     typer.Option(
@@ -93,24 +101,30 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, 
 
 
 @contextmanager
-def opened_model(spec: str, adapter: str | None = None, precision: str = "auto", slots: int = 16) -> Iterator[Any]:
+def opened_model(
+    spec: str, adapter: str | None = None, precision: str = "auto", slots: int = 16, deterministic: bool = False
+) -> Iterator[Any]:
     """The chat model that ``--model`` and ``--adapter`` name; its engine is stopped at the end.
 
     Raises:
-        RestillError: unknown model or adapter, or an adapter for a remote model.
+        RestillError: unknown model or adapter, or an adapter or ``deterministic`` for a remote model.
     """
     if spec.startswith(("http://", "https://")):
         from ..models.remote import RemoteChatModel
 
         if adapter is not None:
             raise RestillError(f"--adapter {adapter} needs a local model; {spec} is remote: leave it out")
+        if deterministic:
+            raise RestillError(f"--deterministic needs a local model; {spec} is remote: leave it out")
         model: Any = RemoteChatModel.from_spec(spec)
     else:
         from ..models.chat import JaxChatModel
 
         fetch([spec])
         checked = cast("Precision", precision)  # an unknown one is refused with a list of those there are
-        model = JaxChatModel.from_pretrained(spec, adapter=adapter, precision=checked, slots=slots)
+        model = JaxChatModel.from_pretrained(
+            spec, adapter=adapter, precision=checked, slots=slots, deterministic=deterministic
+        )
     try:
         yield model
     finally:

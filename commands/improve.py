@@ -13,6 +13,7 @@ from .common import (
     AdapterOption,
     AgentOption,
     ConcurrencyOption,
+    DeterministicOption,
     DocsOption,
     FewShotOption,
     FollowOption,
@@ -36,6 +37,7 @@ from .common import (
 )
 from .jobs import QuestionsArgument
 from .report import page_of
+from .workers import RayOption, ShardOption, WorkersOption, spread, to_shard
 
 if TYPE_CHECKING:
     from ..selftrain.rest import ReST
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 
 def improve(
+    context: typer.Context,
     questions: QuestionsArgument,
     out: Annotated[Path, typer.Option("--out", help="Folder of the job; running again goes on.")],
     eval: Annotated[
@@ -80,6 +83,7 @@ def improve(
     model: ModelOption = DEFAULT_MODEL,
     adapter: AdapterOption = None,
     precision: PrecisionOption = "auto",
+    deterministic: DeterministicOption = False,
     index: IndexOption = None,
     docs: DocsOption = None,
     k: KOption = 3,
@@ -93,6 +97,9 @@ def improve(
     concurrency: ConcurrencyOption = 32,
     seed: SeedOption = 0,
     limit: LimitOption = None,
+    shard: ShardOption = None,
+    workers: WorkersOption = 1,
+    ray: RayOption = False,
     json: JsonOption = False,
 ) -> None:
     """Let the agent train itself on its own trajectories, and score it before and after.
@@ -101,39 +108,48 @@ def improve(
     questions only.
     """
     from ..agents.question import read_questions
-    from ..console import stdout
+    from ..console import stderr, stdout
     from ..selftrain.improve import improve as run_improve
+    from ..selftrain.report import Report
 
-    asked = read_questions(questions, limit=limit)
-    held_out = read_questions(eval) if eval is not None else None
-    recipe = _method(
-        method,
-        generations=generations,
-        pilot=pilot,
-        ranker=ranker,
-        step_ranker=_step_ranker(step_ranker, model),
-        noise=noise,
-        samples=samples,
-        temperature=temperature,
-        train={"epochs": epochs, "frozen_layers": frozen_layers, "method": "full" if full else "lora"},
-    )
-    retriever = open_retriever(index, docs, k, mode, progress=not json)
-    with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
-        report = run_improve(
-            make_agent(
-                chat, retriever, agent=agent, format=format, steps=steps, seconds=seconds, follow=follow,
-                few_shot=few_shot, seed=seed,
-            ),
-            asked,
-            out=out,
-            method=recipe,
-            eval=held_out,
-            seed=seed,
-            control=control,
-            concurrency=concurrency,
-            deadline=2 * seconds,
-            progress=True,
-        )  # fmt: skip
+    part = to_shard(shard)
+    if spread(context, shard, workers, ray):
+        report = Report.load(out)
+    else:
+        recipe = _method(
+            method,
+            generations=generations,
+            pilot=pilot,
+            ranker=ranker,
+            step_ranker=_step_ranker(step_ranker, model, deterministic),
+            noise=noise,
+            samples=samples,
+            temperature=temperature,
+            train={"epochs": epochs, "frozen_layers": frozen_layers, "method": "full" if full else "lora"},
+        )
+        asked = read_questions(questions, limit=limit)
+        held_out = read_questions(eval) if eval is not None else None
+        retriever = open_retriever(index, docs, k, mode, progress=not json)
+        with opened_model(model, adapter, precision, min(16, concurrency), deterministic) as chat:
+            report = run_improve(
+                make_agent(
+                    chat, retriever, agent=agent, format=format, steps=steps, seconds=seconds, follow=follow,
+                    few_shot=few_shot, seed=seed,
+                ),
+                asked,
+                out=out,
+                method=recipe,
+                eval=held_out,
+                seed=seed,
+                control=control,
+                concurrency=concurrency,
+                deadline=2 * seconds,
+                shard=part,
+                progress=True,
+            )  # fmt: skip
+    if part is not None and part[0]:
+        stderr().print(f"worker {shard} is done; worker 0 shows the scores", markup=False)
+        return
     page = page_of(out)
     if json:
         print_json(report.model_dump(mode="json"))
@@ -179,7 +195,7 @@ def _method(
     )
 
 
-def _step_ranker(name: str | None, model: str) -> StepRanker | None:
+def _step_ranker(name: str | None, model: str, deterministic: bool) -> StepRanker | None:
     from ..selftrain.ranker_adapter import AdapterStepRanker
     from ..selftrain.step_rankers import GoldStepRanker, LikelihoodStepRanker, RandomStepRanker
 
@@ -190,4 +206,4 @@ def _step_ranker(name: str | None, model: str) -> StepRanker | None:
         return known[name]()
     from ..models.chat import JaxChatModel
 
-    return AdapterStepRanker(model=JaxChatModel.from_pretrained(model, adapter=name))
+    return AdapterStepRanker(model=JaxChatModel.from_pretrained(model, adapter=name, deterministic=deterministic))

@@ -13,6 +13,7 @@ from .common import (
     AdapterOption,
     AgentOption,
     ConcurrencyOption,
+    DeterministicOption,
     DocsOption,
     FewShotOption,
     FollowOption,
@@ -34,6 +35,7 @@ from .common import (
     opened_model,
     print_json,
 )
+from .workers import RayOption, ShardOption, WorkersOption, spread, to_shard
 
 if TYPE_CHECKING:
     from ..agents.evaluate import EvalReport
@@ -45,11 +47,13 @@ QuestionsArgument = Annotated[
 
 
 def rollout(
+    context: typer.Context,
     questions: QuestionsArgument,
     out: Annotated[Path, typer.Option("--out", help="Run directory; running again does only what is missing.")],
     model: ModelOption = DEFAULT_MODEL,
     adapter: AdapterOption = None,
     precision: PrecisionOption = "auto",
+    deterministic: DeterministicOption = False,
     index: IndexOption = None,
     docs: DocsOption = None,
     k: KOption = 3,
@@ -63,12 +67,11 @@ def rollout(
     temperature: TemperatureOption = 0.0,
     samples: SamplesOption = 1,
     concurrency: ConcurrencyOption = 32,
-    shard: Annotated[
-        str | None,
-        typer.Option(help="i/n: do the i-th of n parts (from 0), so that n processes share --out."),
-    ] = None,
     seed: SeedOption = 0,
     limit: LimitOption = None,
+    shard: ShardOption = None,
+    workers: WorkersOption = 1,
+    ray: RayOption = False,
     json: JsonOption = False,
 ) -> None:
     """Let the agent answer many questions and log every trajectory.
@@ -77,34 +80,38 @@ def rollout(
     """
     from ..agents.question import read_questions
     from ..agents.rollout import rollout as run_rollout
+    from ..agents.run import Run
     from ..console import run_summary, stdout
 
-    asked, part = read_questions(questions, limit=limit), _shard(shard)
-    retriever = open_retriever(index, docs, k, mode, progress=not json)
-    with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
-        made = make_agent(
-            chat,
-            retriever,
-            agent=agent,
-            format=format,
-            steps=steps,
-            seconds=seconds,
-            follow=follow,
-            few_shot=few_shot,
-            temperature=temperature,
-            seed=seed,
-        )
-        run = run_rollout(
-            made,
-            asked,
-            out=out,
-            samples=samples,
-            concurrency=concurrency,
-            deadline=2 * seconds,
-            seed=seed,
-            shard=part,
-            progress=True,
-        )
+    if spread(context, shard, workers, ray):
+        run = Run.open(out)
+    else:
+        asked, part = read_questions(questions, limit=limit), to_shard(shard)
+        retriever = open_retriever(index, docs, k, mode, progress=not json)
+        with opened_model(model, adapter, precision, min(16, concurrency), deterministic) as chat:
+            made = make_agent(
+                chat,
+                retriever,
+                agent=agent,
+                format=format,
+                steps=steps,
+                seconds=seconds,
+                follow=follow,
+                few_shot=few_shot,
+                temperature=temperature,
+                seed=seed,
+            )
+            run = run_rollout(
+                made,
+                asked,
+                out=out,
+                samples=samples,
+                concurrency=concurrency,
+                deadline=2 * seconds,
+                seed=seed,
+                shard=part,
+                progress=True,
+            )
     if json:
         print_json(run.summary())
     else:
@@ -121,6 +128,7 @@ def evaluate(
     model: ModelOption = DEFAULT_MODEL,
     adapter: AdapterOption = None,
     precision: PrecisionOption = "auto",
+    deterministic: DeterministicOption = False,
     index: IndexOption = None,
     docs: DocsOption = None,
     k: KOption = 3,
@@ -154,7 +162,7 @@ def evaluate(
     base = None if judge is None else _judge_base(judge)
     asked = read_questions(questions, limit=limit)
     retriever = open_retriever(index, docs, k, mode, progress=not json)
-    with opened_model(model, adapter, precision, slots=min(16, concurrency)) as chat:
+    with opened_model(model, adapter, precision, min(16, concurrency), deterministic) as chat:
         made = make_agent(
             chat,
             retriever,
@@ -205,12 +213,3 @@ def _judged(report: EvalReport, base: str, adapter: str, precision: str) -> floa
 
     with opened_model(base, adapter, precision, slots=16) as chat:
         return Judge(model=chat).share_right(report)
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    first, slash, second = text.partition("/")
-    if not slash or not first.isdigit() or not second.isdigit() or int(first) >= int(second):
-        raise RestillError(f"--shard {text!r}: write i/n with 0 <= i < n, such as 0/4")
-    return int(first), int(second)

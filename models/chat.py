@@ -69,6 +69,7 @@ class JaxChatModel(BaseChatModel):
         precision: Precision = "auto",
         slots: int = 16,
         max_context: int = 2048,
+        deterministic: bool = False,
         **defaults: Any,
     ) -> JaxChatModel:
         """A model by name (``"smollm2-135m"``), Hugging Face folder or ``.gguf`` file; pulled if need be.
@@ -80,6 +81,7 @@ class JaxChatModel(BaseChatModel):
                 ``"int8"`` (weights only).
             slots: how many sequences decode at once.
             max_context: tokens of prompt and answer together.
+            deterministic: what a request gets does not depend on what else runs, to the last bit; slower.
             **defaults: sampling defaults, such as ``temperature=0.7``.
 
         Raises:
@@ -89,7 +91,13 @@ class JaxChatModel(BaseChatModel):
 
         checkpoint = load_decoder(str(name_or_path))
         return cls.from_checkpoint(
-            checkpoint, adapter=adapter, precision=precision, slots=slots, max_context=max_context, **defaults
+            checkpoint,
+            adapter=adapter,
+            precision=precision,
+            slots=slots,
+            max_context=max_context,
+            deterministic=deterministic,
+            **defaults,
         )
 
     @classmethod
@@ -101,11 +109,14 @@ class JaxChatModel(BaseChatModel):
         precision: Precision = "auto",
         slots: int = 16,
         max_context: int = 2048,
+        deterministic: bool = False,
         **defaults: Any,
     ) -> JaxChatModel:
         """A model from weights in memory; the arguments are those of :meth:`from_pretrained`."""
         model = cls(**{"name": checkpoint.name, **defaults})
-        serving = Serving(checkpoint, precision=precision, slots=slots, max_context=max_context)
+        serving = Serving(
+            checkpoint, precision=precision, slots=slots, max_context=max_context, deterministic=deterministic
+        )
         model._serving = serving if adapter is None else serving.with_adapter(adapter)
         return model
 
@@ -157,6 +168,11 @@ class JaxChatModel(BaseChatModel):
         from .engine.precision import resolve
 
         return resolve(self._parts.precision)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether what a request gets is the same to the last bit, whatever else runs."""
+        return self._parts.deterministic
 
     def close(self) -> None:
         """Stop the engine, if it runs; the next call starts it again."""

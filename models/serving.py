@@ -25,6 +25,7 @@ class Serving:
         precision: what the engine computes in.
         slots: how many sequences decode at once.
         max_context: tokens of prompt and answer together.
+        deterministic: the same bits in any company; see :class:`.engine.engine.Engine`.
 
     Raises:
         RestillError: unknown precision, or an adapter of another base model.
@@ -38,6 +39,7 @@ class Serving:
         precision: Precision = "auto",
         slots: int = 16,
         max_context: int = 2048,
+        deterministic: bool = False,
     ) -> None:
         from .engine.precision import resolve
 
@@ -46,7 +48,7 @@ class Serving:
             check_fits(adapter, checkpoint)
         self.checkpoint = checkpoint
         self.precision: Precision = precision
-        self.slots, self.max_context = slots, max_context
+        self.slots, self.max_context, self.deterministic = slots, max_context, deterministic
         self._adapter, self._lock = adapter, threading.Lock()
         self._engine: Engine | None = None
 
@@ -67,6 +69,7 @@ class Serving:
             precision=self.precision,
             slots=self.slots,
             max_context=self.max_context,
+            deterministic=self.deterministic,
         )
         with self._lock:
             if self._engine is not None and not self._engine.params:
@@ -113,6 +116,7 @@ class Serving:
             slots=self.slots,
             max_context=self.max_context,
             precision=self.precision,
+            deterministic=self.deterministic,
         )
 
     def _params(self) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..agents.agent import Agent
+from ..agents.evaluate import need_answers
 from ..agents.question import Question
 from ..agents.scores import normalise
 from ..models.errors import RestillError
@@ -16,7 +17,7 @@ def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question]
     """Find what would fail later.
 
     Raises:
-        RestillError: a model without local weights, labels that are missing, held-out questions that are
+        RestillError: a model without local weights, labels or answers that are missing, held-out questions that are
             trained on, a pilot that can guide nothing, or adapters of different ranks.
     """
     model = agent.model
@@ -36,6 +37,8 @@ def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question]
             f"{len(missing)} of {len(train)} training questions have no answers, such as "
             f"{missing[0].question!r:.80}; {type(steps).__name__} needs them, a ranker adapter does not"
         )
+    if held_out:
+        need_answers(held_out)
     refuse_overlap(train, held_out)
     if method.pilot is not None:
         method.pilot.choose(train, 0)

@@ -23,7 +23,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file, or ``None`` when there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # asked for rather than looked up before: another process may just take it away
+        return None
 
 
 def hash_json(value: Any) -> str:

@@ -9,6 +9,7 @@
     job/gen1/{rollout/, mixture.jsonl, kept.jsonl, adapter/, eval/}
     job/control/{mixture.jsonl, kept.jsonl, adapter/, eval/}
     job/<phase>.done.json           what a phase made; delete it to run the phase again
+    job/worker-i-of-n.lock          held by worker i of n, 0 of 1 unless several share the job
     job/report.json
 """
 
@@ -28,6 +29,7 @@ from .job import Job
 from .mixture import Mixture
 from .phases import Phases, digest, release
 from .pilot import Pilot
+from .progress import teller
 from .report import Report, comparisons, differences
 from .rest import ReST
 from .selection import Kept, select, select_random
@@ -45,6 +47,7 @@ def improve(
     control: bool = False,
     concurrency: int = 32,
     deadline: float | None = 120.0,
+    shard: tuple[int, int] | None = None,
     progress: bool = False,
 ) -> Report:
     """Train ``agent``'s model on its own trajectories; killed at any time, the same call goes on.
@@ -58,10 +61,13 @@ def improve(
         eval: held-out questions with answers; ``None``: no arm is scored.
         control: also train the same start on as many trajectories of generation 1, drawn at random.
         concurrency, deadline: of the rollouts; they may change between calls.
+        shard: (i, n): be worker i of n that work in ``out`` at the same time, each called with the same arguments
+            otherwise, in one process or host each. Rollouts, evaluations and rankings are shared out by question;
+            the rest is worker 0's. All return the same report. A worker that died is called again.
 
     Raises:
-        RestillError: a model without local weights, a held-out question that is also a training question,
-            a folder of a job with other settings, or a generation that keeps nothing.
+        RestillError: a model without local weights, a held-out question that is also a training question or has no
+            answer, a folder of a job with other settings, or a generation that keeps nothing.
     """
     train, held_out = _unique(questions), _unique(eval or ())
     method = method or ReST()
@@ -75,9 +81,10 @@ def improve(
         "train_questions": digest(train),
         "eval_questions": digest(held_out),
     }
-    job = Job(Path(out), settings)
+    job = Job(Path(out), settings, shard=shard, say=teller(progress))
     with job.lock():
-        write_json(job.out / "questions.json", {"train": [q.key for q in train], "eval": [q.key for q in held_out]})
+        if job.leads:
+            write_json(job.out / "questions.json", {"train": [q.key for q in train], "eval": [q.key for q in held_out]})
         options = {"concurrency": concurrency, "deadline": deadline, "progress": progress}
         return _Improvement(job, agent, train, held_out, method, seed, eval_samples, options).run(control)
 
@@ -129,7 +136,8 @@ class _Improvement(Phases):
             adapter=None if self.latest is None else str(self.latest),
             phases=self.job.phases,
         )
-        report.save()
+        if self.job.leads:
+            report.save()
         return report
 
     def _pilot_mixture(self, pilot: Pilot) -> Mixture:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agents.agent import Agent
-from ..agents.evaluate import EvalReport, evaluate
+from ..agents.evaluate import EvalReport, score_run
 from ..agents.model import identity
 from ..agents.question import Question
 from ..agents.rollout import rollout
@@ -65,16 +65,18 @@ class Phases:
             "seed": seed,
         }
 
+        def part() -> None:
+            self.job.say(f"{name}: rolling out {len(questions)} questions, {samples} each")
+            rollout(agent, questions, out=folder, samples=samples, seed=seed, shard=self.job.shard, **self.options)
+
         def work() -> dict[str, Any]:
-            self._say(f"{name}: rolling out {len(questions)} questions, {samples} each")
-            run = rollout(agent, questions, out=folder, samples=samples, seed=seed, **self.options)
-            found = sorted(run.filter(agent=agent.fingerprint), key=lambda t: t.key)
+            found = sorted(Run.open(folder).filter(agent=agent.fingerprint), key=lambda t: t.key)
             content = hash_json([[*t.key, t.status, t.answer, t.token_ids()] for t in found])
             worked = run.stats(agent.fingerprint)
             occupancy = {} if worked is None else {"occupancy": worked.occupancy}
             return {"agent": agent.fingerprint, "trajectories": len(found), "content": content, **occupancy}
 
-        done = self.job.phase(f"{name}/rollout", inputs, work, outputs=[folder / "run.json"])
+        done = self.job.phase(f"{name}/rollout", inputs, work, part=part, outputs=[folder / "run.json"])
         return Run.open(folder), done["content"]
 
     def rank(self, name: str, run: Run, content: str, agent: Agent, ranker: StepRanker) -> Rankings:
@@ -92,15 +94,24 @@ class Phases:
         }
         path = run.path / "rankings" / "steps.jsonl"
 
-        def work() -> dict[str, Any]:
-            self._say(f"{name}: ranking the samples of {len(run)} trajectories")
-            ranked = rerank(
+        def rankings(shard: tuple[int, int] | None = None) -> Rankings:
+            return rerank(
                 run, ranker, self.train, name="steps", settings=settings, tokenizer=agent.model.tokenizer,
-                read=agent.read if isinstance(agent, SearchAgent) else None,
+                read=agent.read if isinstance(agent, SearchAgent) else None, shard=shard,
             )  # fmt: skip
-            return dict(ranked.stats)
 
-        self.job.phase(f"{name}/rank", settings, work, outputs=[path], discard=lambda: path.unlink(missing_ok=True))
+        def part() -> None:
+            self.job.say(f"{name}: ranking the samples of {len(run)} trajectories")
+            if self.job.shard[1] > 1:
+                rankings(self.job.shard)
+
+        def discard() -> None:
+            for file in (path, *path.parent.glob("steps-*.part")):
+                file.unlink(missing_ok=True)
+
+        self.job.phase(
+            f"{name}/rank", settings, lambda: dict(rankings().stats), part=part, outputs=[path], discard=discard
+        )
         return load_rankings(path)
 
     def mix(
@@ -183,7 +194,7 @@ class Phases:
             shutil.rmtree(folder.with_name("adapter.training"), ignore_errors=True)
 
         def work() -> dict[str, Any]:
-            self._say(f"{name}: training on {len(mixture)} trajectories, {mixture.tokens} tokens")
+            self.job.say(f"{name}: training on {len(mixture)} trajectories, {mixture.tokens} tokens")
             trainer.fit(mixture, out=folder, manifest=manifest, progress=self.options["progress"])
             trim()
             facts = read_json(folder / "manifest.json")
@@ -209,18 +220,19 @@ class Phases:
         if not self.held_out:
             return
         folder, path = self.job.out / name / "eval", self.job.out / name / "eval.json"
+        asked = {"samples": self.eval_samples, "seed": self.seed}
         inputs = {
             "agent": agent.fingerprint,
             "questions": digest(self.held_out),
-            "samples": self.eval_samples,
-            "seed": self.seed,
+            **asked,
         }
 
+        def part() -> None:
+            self.job.say(f"{arm}: evaluating on {len(self.held_out)} questions")
+            rollout(agent, self.held_out, out=folder, shard=self.job.shard, **asked, **self.options)
+
         def work() -> dict[str, Any]:
-            self._say(f"{arm}: evaluating on {len(self.held_out)} questions")
-            scored = evaluate(
-                agent, self.held_out, out=folder, samples=self.eval_samples, seed=self.seed, **self.options
-            )
+            scored = score_run(Run.open(folder), self.held_out, agent=agent.fingerprint, samples=self.eval_samples)
             write_atomic(path, scored.model_dump_json(indent=1) + "\n")
             scores = {
                 "em": scored.em,
@@ -233,7 +245,7 @@ class Phases:
                 write_json(adapter / "manifest.json", {**facts, "scores": {"questions": scored.questions, **scores}})
             return scores
 
-        self.job.phase(f"{name}/eval", inputs, work, outputs=[path])
+        self.job.phase(f"{name}/eval", inputs, work, part=part, outputs=[path])
         scored = EvalReport.model_validate_json(path.read_bytes())
         self.scored.append((arm, scored))
         seconds = sum(p["seconds"] for n, p in self.job.phases.items() if n.split("/")[0] == name)
@@ -253,14 +265,10 @@ class Phases:
         model = agent.model if agent.model.checkpoint is self.checkpoint else self.agent.model
         if (trained / "adapter_config.json").is_file():
             return self.agent.replace(model=model.with_adapter(trained), few_shot=0)
-        whole = type(model).from_pretrained(trained, precision=model.precision, max_context=model.max_context)
+        whole = type(model).from_pretrained(
+            trained, precision=model.precision, max_context=model.max_context, deterministic=model.deterministic
+        )
         return self.agent.replace(model=whole, few_shot=0)
-
-    def _say(self, text: str) -> None:
-        if self.options["progress"]:
-            from rich.console import Console
-
-            Console(stderr=True).print(text, style="bold", highlight=False)
 
 
 def release(agent: Agent) -> None:

@@ -1,7 +1,8 @@
-"""A progress bar with time left, or nothing at all."""
+"""A progress bar with time left and lines on stderr, or nothing at all."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -33,3 +34,12 @@ class Meter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def teller(show: bool) -> Callable[[str], None]:
+    """A function that prints a line on stderr, or does nothing."""
+    if not show:
+        return lambda text: None
+    from rich.console import Console
+
+    return lambda text: Console(stderr=True).print(text, style="bold", markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,8 @@
 
 ::
 
-    <run>/rankings/<name>.jsonl    first the settings, then one line a trajectory: its key and an order a step
+    <run>/rankings/<name>.jsonl         first the settings, then one line a trajectory: its key and an order a step
+    <run>/rankings/<name>-i-of-n.part   the same of one part of the questions, until all are in the first
 
 The run stays what it was, so rollouts are the same with a ranker and without. Killed at any time, the same call goes
 on; a trajectory that is written is not ranked again.
@@ -20,7 +21,7 @@ from typing import Any
 from ..agents.model import ChatTokenizer
 from ..agents.question import Question
 from ..agents.run import Key, Run
-from ..agents.shards import ShardWriter
+from ..agents.shards import ShardWriter, checked_shard, in_shard
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from .choice import Choice, Reader, choices
@@ -74,6 +75,7 @@ def rerank(
     read: Reader | None = None,
     batch: int = 32,
     out: Path | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> Rankings:
     """Rank every step of every completed trajectory (status "answered" or "budget") of a run, once.
 
@@ -85,6 +87,7 @@ def rerank(
         tokenizer, read: see :func:`.choice.choices`.
         batch: trajectories ranked in one call of the ranker, and lost at most when killed.
         out: the file, if it is to lie elsewhere.
+        shard: (i, n): rank the i-th of n parts of the questions, for a later call without ``shard`` to take up.
 
     Returns:
         The orders, and ``stats``: ``steps``; ``ranked`` (more than one candidate); ``unread`` (the ranker could not
@@ -99,12 +102,13 @@ def rerank(
     if not re.fullmatch(r"[\w-]+", name):
         raise RestillError(f"name={name!r}: use letters, digits, - and _")
     by_key = {q.key: q for q in questions}
-    path = out or run.path / "rankings" / f"{name}.jsonl"
+    whole, part = out or run.path / "rankings" / f"{name}.jsonl", checked_shard(shard)
+    path = whole if shard is None else whole.with_name(f"{name}-{part[0]}-of-{part[1]}.part")
     identity = {"format": FORMAT, "name": name, "settings": dict(settings or {})}
-    head, done = _load(path)
-    if head is not None and head != json.loads(json.dumps(identity)):
-        raise RestillError(f"{path} was made with {head}, now {identity}; give another name, or delete it")
-    waiting = [key for key in _completed(run) if key not in done]
+    parts = sorted(whole.parent.glob(f"{name}-*-of-*.part")) if shard is None else []
+    done, *ranked = [_rows_of(file, identity) for file in (path, *parts)]
+    ready = {key: row for rows in ranked for key, row in rows.items()}
+    waiting = [key for key in _completed(run) if key not in done and in_shard(key.question, part)]
     path.parent.mkdir(parents=True, exist_ok=True)
     if waiting:
         writer = ShardWriter(path)
@@ -112,12 +116,16 @@ def rerank(
             if not path.stat().st_size:
                 writer.write(json.dumps(identity).encode(), 0)
             for start in range(0, len(waiting), batch):
-                rows = _rank(run, waiting[start : start + batch], ranker, by_key, tokenizer, read)
-                for key, row in rows.items():
-                    writer.write(json.dumps(row).encode(), len(done))
-                    done[key] = row
+                keys = waiting[start : start + batch]
+                left = [key for key in keys if key not in ready]
+                rows = ready | (_rank(run, left, ranker, by_key, tokenizer, read) if left else {})
+                for key in keys:
+                    writer.write(json.dumps(rows[key]).encode(), len(done))
+                    done[key] = rows[key]
         finally:
             writer.close()
+    for file in parts:
+        file.unlink(missing_ok=True)
     return _rankings(done)
 
 
@@ -216,6 +224,13 @@ def _stats(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _share(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags) if flags else 0.0
+
+
+def _rows_of(path: Path, identity: Mapping[str, Any]) -> dict[Key, dict[str, Any]]:
+    head, rows = _load(path)
+    if head is not None and head != json.loads(json.dumps(identity)):
+        raise RestillError(f"{path} was made with {head}, now {identity}; give another name, or delete it")
+    return rows
 
 
 def _load(path: Path) -> tuple[dict[str, Any] | None, dict[Key, dict[str, Any]]]:

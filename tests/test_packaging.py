@@ -42,7 +42,9 @@ def test_constraints_are_exact_versions_each_once():
 def test_every_dependency_is_pinned_and_so_is_what_it_needs():
     extras = PROJECT["project"]["optional-dependencies"]
     todo = [
-        normal(r) for r in [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["bench"], *extras["report"]]
+        normal(r)
+        for needs in (PROJECT["project"]["dependencies"], *(extras[e] for e in ("dev", "bench", "report", "ray")))
+        for r in needs
     ]
     seen: set[str] = set()
     while todo:
@@ -65,7 +67,7 @@ def test_torch_is_needed_by_bench_alone():
     }.items():
         heavy = {"torch", "transformers"} & {normal(need) for need in needs}
         assert not heavy or where == "bench"
-    assert {"cuda", "tpu", "report", "bench", "dev"} <= set(PROJECT["project"]["optional-dependencies"])
+    assert {"cuda", "tpu", "report", "ray", "bench", "dev"} <= set(PROJECT["project"]["optional-dependencies"])
 
 
 def test_the_listed_packages_are_those_on_disk():

@@ -138,7 +138,7 @@ def test_the_manifest_with_every_knob_is_there_before_anything_runs(tmp_path: Pa
 def test_a_second_call_runs_nothing_again(tmp_path: Path, monkeypatch: Any) -> None:
     arguments = dict(out=tmp_path / "job", method=METHOD, eval=questions(5, "eval"))
     first = improve(agent(), questions(6), **arguments)
-    for name in ("rollout", "evaluate"):
+    for name in ("rollout", "score_run"):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("ran again"))
     monkeypatch.setattr(module.Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
     model = Trainable()
@@ -146,7 +146,7 @@ def test_a_second_call_runs_nothing_again(tmp_path: Path, monkeypatch: Any) -> N
     assert not model.requests
 
 
-@pytest.mark.parametrize("phase", ["rollout", "Trainer", "evaluate"])
+@pytest.mark.parametrize("phase", ["rollout", "Trainer", "score_run"])
 def test_a_job_stopped_in_any_phase_ends_like_one_that_was_not(tmp_path: Path, monkeypatch: Any, phase: str) -> None:
     def run(out: str) -> Report:
         return improve(agent(), questions(6), out=tmp_path / out, method=METHOD, eval=questions(5, "eval"))
