@@ -77,6 +77,9 @@ def improve(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the kept trajectories.")] = 2,
     frozen_layers: Annotated[int, typer.Option(min=0, help="Lower layers that are not trained.")] = 0,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0.0, help="How often an unfinished training is saved; 0: after each step.")
+    ] = 60.0,
     control: Annotated[
         bool, typer.Option("--control", help="Also train on equally many trajectories drawn at random.")
     ] = False,
@@ -104,8 +107,9 @@ def improve(
 ) -> None:
     """Let the agent train itself on its own trajectories, and score it before and after.
 
-    The adapter in the job's folder goes to the other commands with --adapter. --limit cuts the training
-    questions only.
+    Killed at any time, the same command goes on. Several workers share rollouts, rankings and evaluations; one trains
+    while the others wait. The adapter in the job's folder goes to the other commands with --adapter. --limit cuts the
+    training questions only.
     """
     from ..agents.question import read_questions
     from ..console import stderr, stdout
@@ -125,7 +129,12 @@ def improve(
             noise=noise,
             samples=samples,
             temperature=temperature,
-            train={"epochs": epochs, "frozen_layers": frozen_layers, "method": "full" if full else "lora"},
+            train={
+                "epochs": epochs,
+                "frozen_layers": frozen_layers,
+                "method": "full" if full else "lora",
+                "checkpoint_seconds": checkpoint_seconds,
+            },  # fmt: skip
         )
         asked = read_questions(questions, limit=limit)
         held_out = read_questions(eval) if eval is not None else None
