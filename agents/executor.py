@@ -23,8 +23,18 @@ from ..models.errors import RestillError
 
 POLL = 0.05
 """Seconds between two looks at the workers."""
+MOST = 2000
+"""Characters of what a failed worker said that are shown."""
 GRACE = 10.0
 """Seconds that a worker has to end when it is told to."""
+
+
+class WorkerError(RestillError):
+    """A worker failed, which ended the others; ``why`` is what it said."""
+
+    def __init__(self, worker: int, workers: int, why: str) -> None:
+        self.why = why
+        super().__init__(f"worker {worker} of {workers} failed: {why}; run the same again, it goes on where it stopped")
 
 
 class Executor(Protocol):
@@ -43,7 +53,8 @@ class Executor(Protocol):
             arguments: what JSON can hold.
 
         Raises:
-            RestillError: a worker failed, which ends the others; or the call cannot be handed over.
+            WorkerError: a worker failed.
+            RestillError: the call cannot be handed over.
         """
         ...
 
@@ -52,7 +63,7 @@ class Executor(Protocol):
 class Processes:
     """Workers that are processes of this machine. They end when this process does.
 
-    Worker 0 writes to the terminal; what the others have to say is shown when they fail.
+    Worker 0 tells on the terminal's stderr what it does, the others only if they fail.
     """
 
     workers: int
@@ -78,7 +89,7 @@ class Processes:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=said if i else None,
             text=True,
             env={**os.environ, "PYTHONPATH": places},
@@ -126,11 +137,9 @@ def _await_all(running: Sequence[subprocess.Popen[str]], said: Sequence[IO[str]]
         failed = next((i for i, status in enumerate(statuses) if status), None)
         if failed is not None:
             said[failed].seek(0)
-            last = said[failed].read().strip()[-2000:]
-            raise RestillError(
-                f"worker {failed} of {len(running)} ended with status {statuses[failed]}; run the same again, it goes "
-                "on where it stopped" + (f". It said:\n{last}" if last else "")
-            )
+            stdout, rest = running[failed].stdout, said[failed].read().strip()
+            why = (stdout.read() if stdout is not None else "") or f"status {statuses[failed]}\n{rest[-MOST:]}".strip()
+            raise WorkerError(failed, len(running), why)
 
 
 def _stop(running: Sequence[subprocess.Popen[str]]) -> None:
@@ -143,14 +152,20 @@ def _stop(running: Sequence[subprocess.Popen[str]]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
 def _work() -> None:
-    """What a worker of :class:`Processes` runs: the call that its parent writes to it."""
+    """What a worker of :class:`Processes` runs: the call that its parent writes to it.
+
+    Its stdout is for the one line that says why it failed; what the function prints there is lost.
+    """
     call, shard = json.loads(sys.stdin.readline())
+    why = os.fdopen(os.dup(1), "w", errors="replace")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def follow() -> None:
         sys.stdin.read()  # ends when the parent does
@@ -160,7 +175,9 @@ def _work() -> None:
     try:
         carry_out(call, shard)
     except RestillError as error:
-        raise SystemExit(f"error: {error}") from None
+        why.write(str(error)[:MOST])
+        why.close()
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..models.errors import RestillError
-from .executor import carry_out, check_workers, to_call
+from .executor import Processes, WorkerError, carry_out, check_workers, to_call
 
 OBJECTS = 100_000_000
 """Bytes of the shared memory of a Ray started here: nothing large goes through it."""
@@ -38,30 +38,20 @@ class RayExecutor:
     def run(self, function: Callable[..., object], **arguments: Any) -> None:
         """See :meth:`.executor.Executor.run`."""
         call, ray = to_call(function, arguments), _ray()
-        own = self._connect(ray)
-        try:
-            self._check_room(ray)
-            self._await_all(ray, call)
-        finally:
-            if own:
-                ray.shutdown()
-
-    def _connect(self, ray: Any) -> bool:
-        """Whether a connection was made that is to be closed."""
-        if ray.is_initialized():
-            return False
         address = self.address or os.environ.get("RAY_ADDRESS")
-        if address:
+        if ray.is_initialized():
+            self.await_all(ray, call)
+        elif address:
             ray.init(address=address)
-            return True
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address="local",
-            num_cpus=max(1, math.ceil(self.workers * self.cpus)),
-            include_dashboard=False,
-            object_store_memory=OBJECTS,
-        )
-        return True
+            try:
+                self.await_all(ray, call)
+            finally:
+                ray.shutdown()
+        else:  # Ray forks when it starts here, and this process may have begun with JAX
+            try:
+                Processes(workers=1).run(start_and_run, call=call, **asdict(self))
+            except WorkerError as error:
+                raise RestillError(error.why) from None
 
     def _check_room(self, ray: Any) -> None:
         """Workers wait for one another, so all must run at once."""
@@ -73,7 +63,9 @@ class RayExecutor:
                     f"{there.get(name, 0):g}; give fewer workers, or less to each ({name.lower()}s=...)"
                 )
 
-    def _await_all(self, ray: Any, call: str) -> None:
+    def await_all(self, ray: Any, call: str) -> None:
+        """Make the call in all workers, with the Ray that this process is connected to."""
+        self._check_room(ray)
         task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_calls=1)(carry_out)
         tasks = {task.remote(call, (i, self.workers)): i for i in range(self.workers)}
         waiting = list(tasks)
@@ -84,13 +76,27 @@ class RayExecutor:
                     ray.get(done)
                 except ray.exceptions.RayError as error:
                     why = str(getattr(error, "cause", None) or error)
-                    raise RestillError(
-                        f"worker {tasks[done]} of {self.workers} failed: {why}; "
-                        "run the same again, it goes on where it stopped"
-                    ) from None
+                    raise WorkerError(tasks[done], self.workers, why) from None
         finally:
             for left in waiting:
                 ray.cancel(left, force=True)
+
+
+def start_and_run(call: str, shard: tuple[int, int], **settings: Any) -> None:
+    """Start a Ray in this process, which is a fresh one, and make the call there.
+
+    Args:
+        shard: (0, 1): the fresh process is one alone.
+        settings: of :class:`RayExecutor`.
+    """
+    executor, ray = RayExecutor(**settings), _ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cpus = max(1, math.ceil(executor.workers * executor.cpus))
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECTS)
+    try:
+        executor.await_all(ray, call)
+    finally:
+        ray.shutdown()
 
 
 def _ray() -> Any:

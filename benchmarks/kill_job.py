@@ -85,7 +85,7 @@ def progress(job: Path, phase: str) -> int:
     files = {
         "rollout": (f"{phase}/trajectories-*.jsonl",),
         "eval": (f"{phase}/trajectories-*.jsonl",),
-        "rank": (f"{arm}/rollout/rankings/steps*[lt]",),
+        "rank": (f"{arm}/rollout/rankings/steps.jsonl", f"{arm}/rollout/rankings/steps-*.part"),
         "train": (f"{arm}/adapter.training/train_log.jsonl", f"{arm}/adapter/train_log.jsonl"),
         "mixture": (),
     }

@@ -70,11 +70,12 @@ def run_command(words: list[str], folder: str, shard: tuple[int, int]) -> None:
     """Run ``restill WORDS --shard i/n`` in ``folder``, without what it prints on stdout: the parent prints the results.
 
     Raises:
-        RestillError: it ended with another status than 0; it has said why on stderr.
+        RestillError: what the command raised, or that it ended with another status than 0.
     """
     from ..cli import app
 
     os.chdir(folder)
+    os.environ["RESTILL_DEBUG"] = "1"  # raise errors, rather than say them and exit
     text = f"{shard[0]}/{shard[1]}"
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         status = app([*words, "--shard", text], standalone_mode=False)
