@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 import typer
 
+from restill.cli import app
 from restill.selftrain.job_folder import plan
 
 JOB = "job"
@@ -50,7 +51,7 @@ def prepare(folder: Path, questions: int = 8, held_out: int = 6) -> Path:
         _write(folder / f"{kind}.jsonl", rows)
     encoder = save_tiny_encoder(folder / "encoder")
     index = ["index", folder / "pages.jsonl", "--out", folder / "index", "--encoder", encoder]
-    subprocess.run(_restill(*index), check=True, stdout=subprocess.DEVNULL)
+    app([str(word) for word in index], standalone_mode=False)
     return folder
 
 
@@ -61,7 +62,7 @@ def command(place: Path, *more: str) -> list[str]:
     job += ["--agent", "search", "--steps", 6, "--few-shot", 0, "--seconds", 1000, "--samples", 1]
     job += ["--pilot", 6, "--noise", 0.1, "--ranker", "completed", "--step-ranker", "likelihood"]
     job += ["--epochs", 4, "--checkpoint-seconds", 0]
-    return _restill(*job, *more)
+    return [sys.executable, "-m", "restill.cli", *map(str, job), *more]
 
 
 def finish(words: list[str], folder: Path) -> Path:
@@ -212,10 +213,6 @@ def kill_and_compare(out: Path, words: list[str], peace: Path, kills: Iterable[K
     yield from (f"in the end: {name} was lost or changed" for name in changed(held, finished(job)))
     yield from (f"twice: {what}" for what in repeated(job))
     yield from (f"differs: {name}" for name in differing(peace, job))
-
-
-def _restill(*words: Any) -> list[str]:
-    return [sys.executable, "-m", "restill.cli", *map(str, words)]
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
