@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..agents.agent import Agent
 from ..agents.evaluate import need_answers
 from ..agents.question import Question
 from ..agents.scores import normalise
 from ..models.errors import RestillError
+from .files import read_json
 from .rest import ReST
 from .trainer import Trainer
 
@@ -43,6 +45,12 @@ def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question]
     if method.pilot is not None:
         method.pilot.choose(train, 0)
     own, full = model.adapter, method.train.method == "full"
+    known = set[str]() if own is None else trained_on(Path(own.path))
+    if own is not None and (seen := [q for q in held_out if q.key in known]):
+        raise RestillError(
+            f"{len(seen)} of the {len(held_out)} eval questions are among those that the adapter {own.path} was "
+            f"trained on, such as {seen[0].question!r:.90}; take them out, or begin with another adapter"
+        )
     first = method.pilot.train or method.train if method.pilot is not None else method.train
     # Construct, so that a rank that does not fit is found now and not after hours of rollouts.
     checkpoint = model.checkpoint
@@ -54,6 +62,12 @@ def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question]
                 f"the pilot trains rank={first.rank}, alpha={first.alpha}, the generations "
                 f"rank={method.train.rank}, alpha={method.train.alpha}; make them equal, or use start='base'"
             )
+
+
+def trained_on(adapter: Path | None) -> set[str]:
+    """Keys of the questions that an adapter, or what it was trained on from, has learned from, by its manifest."""
+    manifest = None if adapter is None else read_json(adapter / "manifest.json")
+    return set((manifest or {}).get("train_question_hashes", []))
 
 
 def refuse_overlap(train: Sequence[Question], held_out: Sequence[Question]) -> None:

@@ -19,6 +19,7 @@ from ..agents.search.agent import SearchAgent
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from ..models.memory import trim
+from .checks import trained_on
 from .files import hash_json, read_json, write_atomic, write_json
 from .job import Job
 from .mixture import Mixture
@@ -180,7 +181,9 @@ class Phases:
             "few_shot": 0,
             "arm": name,
             "recipe": self.method.knobs(),
-            "train_question_hashes": sorted({str(e.provenance["question_key"]) for e in mixture}),
+            "train_question_hashes": sorted(
+                {str(e.provenance["question_key"]) for e in mixture} | trained_on(start)  # the weights know them all
+            ),
         }
         inputs = {
             "mixture": mixture.fingerprint,

@@ -166,6 +166,20 @@ def test_shards_share_a_run(place):
     assert len(Run.open(out)) == 4
 
 
+@pytest.mark.slow
+def test_workers_share_a_run_and_only_their_parent_prints(place):
+    args = ["rollout", place / "questions.jsonl", "--out", place / "workers", "--deterministic", *QUICK]
+    (row,) = json.loads(run(*args, "--workers", 2, "--json").stdout)
+    assert row["trajectories"] == 4 and row["config"]["model"]["deterministic"]
+    assert len(list((place / "workers").glob("trajectories-?-of-2.jsonl"))) == 2
+
+
+def test_what_a_worker_cannot_do_is_said_once(place):
+    args = ["rollout", place / "none.jsonl", "--out", place / "none", "--workers", 2]
+    error = run(*args, code=1).stderr
+    assert "of 2 failed: " in error and error.count("none.jsonl") == 1
+
+
 def test_eval_scores_and_keeps_its_run_at_home(place):
     args = ["eval", place / "questions.jsonl", "--limit", 3, *QUICK]
     report = json.loads(run(*args, "--json").stdout)
@@ -260,6 +274,7 @@ BAD = [
     (["ask", "Who?", "--index", "{place}", "--docs", "{place}"], "exclude"),
     (["ask", "Who?", "--model", "http://127.0.0.1:1/v1"], "#MODEL"),
     (["ask", "Who?", "--model", "http://127.0.0.1:1/v1#m", "--adapter", "x"], "remote"),
+    (["eval", "{place}/questions.jsonl", "--model", "http://127.0.0.1:1/v1#m", "--deterministic"], "remote"),
     (["rollout", "missing.jsonl", "--out", "{empty}/r"], "missing.jsonl"),
     (["rollout", "{place}/questions.jsonl", "--out", "{empty}/r", "--shard", "2/2"], "--shard"),
     (["rollout", "{place}/questions.jsonl", "--out", "{place}/questions.jsonl"], "is a file"),

@@ -17,7 +17,8 @@ from restill.agents.ray_executor import RayExecutor
 from restill.models.errors import RestillError
 
 WORK = """
-import os, time
+import os
+import time
 from pathlib import Path
 from restill.models.errors import RestillError
 

@@ -12,6 +12,7 @@ import pytest
 from restill.agents.budget import Budget
 from restill.agents.question import Question
 from restill.agents.react import ReActAgent
+from restill.agents.run import Run
 from restill.agents.testing import ScriptedModel, answer, call
 from restill.models.errors import RestillError
 from restill.models.lora import load_peft
@@ -20,6 +21,7 @@ from restill.selftrain import phases as module
 from restill.selftrain.feedback import LikelihoodRanker, RandomRanker
 from restill.selftrain.improve import improve
 from restill.selftrain.job_folder import plan
+from restill.selftrain.mixture import Mixture
 from restill.selftrain.pilot import Pilot, gold_hint
 from restill.selftrain.report import Report
 from restill.selftrain.rest import ReST
@@ -84,16 +86,16 @@ def agent(model: Any = None) -> ReActAgent:
     return ReActAgent(model or Trainable(), [search], budget=Budget(steps=3))
 
 
-def test_arms_climb_and_everything_lies_where_it_should(tmp_path: Path) -> None:
-    job = tmp_path / "job"
-    report = improve(
-        agent(),
-        questions(6),
-        out=job,
-        method=replace(METHOD, generations=2),
-        eval=questions(5, "eval"),
-        control=True,
-    )
+@pytest.fixture(scope="module")
+def climbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """The folder of a job with all arms, and its report."""
+    job = tmp_path_factory.mktemp("climbed") / "job"
+    method = replace(METHOD, generations=2)
+    return job, improve(agent(), questions(6), out=job, method=method, eval=questions(5, "eval"), control=True)
+
+
+def test_arms_climb_and_everything_lies_where_it_should(climbed: tuple[Path, Report]) -> None:
+    job, report = climbed
     assert [(arm.name, arm.em) for arm in report.arms] == [
         ("base", 0.0), ("pilot", 0.4), ("generation 1", 0.8), ("control", 0.2), ("generation 2", 1.0)
     ]  # fmt: skip
@@ -115,10 +117,32 @@ def test_arms_climb_and_everything_lies_where_it_should(tmp_path: Path) -> None:
     assert plan(json.loads((job / "job.json").read_text())["settings"]) == list(report.phases)
     manifest = json.loads((job / "gen1" / "adapter" / "manifest.json").read_text())
     assert manifest["few_shot"] == 0 and manifest["base"] == "scripted" and manifest["scores"]["em"] == 0.8
-    assert len(manifest["train_question_hashes"]) == report.phases["gen1/mixture"]["kept_questions"] == 2
     assert report.arm("control").trajectories == report.arm("generation 1").trajectories
     text = "\n".join(str(cell) for column in report.table().columns for cell in column.cells)
     assert "generation 1" in text and "80.0 %" in text
+
+
+def test_no_question_that_was_evaluated_was_trained_on(climbed: tuple[Path, Report]) -> None:
+    job, report = climbed
+    learned = dict[str, set[str]]()
+    for folder, before in (("pilot", None), ("gen1", "pilot"), ("control", "pilot"), ("gen2", "gen1")):
+        mixed = {e.provenance["question_key"] for e in Mixture.load(job / folder / "mixture.jsonl")}
+        learned[folder] = set(
+            json.loads((job / folder / "adapter" / "manifest.json").read_text())["train_question_hashes"]
+        )
+        assert mixed and learned[folder] == mixed | (learned[before] if before else set())
+    asked = {t.question_key for folder in ("base", *learned) for t in Run.open(job / folder / "eval")}
+    assert asked == {q.key for q in questions(5, "eval")} and learned["gen2"] <= {q.key for q in questions(6)}
+    assert not asked & set.union(*learned.values())
+
+
+def test_a_held_out_question_that_the_adapter_knows_is_refused(climbed: tuple[Path, Report], tmp_path: Path) -> None:
+    trained = Trainable().with_adapter(climbed[0] / "gen1" / "adapter")
+    with pytest.raises(
+        RestillError, match="of the 6 eval questions are among those that the adapter .* was trained on"
+    ):
+        improve(agent(trained), questions(3, "new"), out=tmp_path / "job", method=METHOD, eval=questions(6))
+    assert not (tmp_path / "job").exists()
 
 
 def test_the_manifest_with_every_knob_is_there_before_anything_runs(tmp_path: Path, monkeypatch: Any) -> None:
