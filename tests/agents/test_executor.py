@@ -28,11 +28,11 @@ def write(out, text, shard):
 def fail(out, shard):
     if shard[0] == 1:
         raise RestillError("the second cannot")
-    time.sleep(60)
+    time.sleep(900)
 
 def sleep(out, shard):
     write(out, "sleeps", shard)
-    time.sleep(60)
+    time.sleep(900)
 
 def die_once(out, shard):
     marker = Path(out) / f"tried-{shard[0]}"
@@ -86,7 +86,7 @@ def test_a_worker_that_fails_ends_the_others_and_says_why(tmp_path: Path, work: 
     started = time.monotonic()
     with pytest.raises(RestillError, match="worker 1 of 2 failed: the second cannot; run the same again"):
         Processes(workers=2).run(work.fail, out=str(tmp_path))
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 600
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
@@ -186,7 +186,7 @@ def _runs(worker: int = 0) -> bool:
 
 
 def _until(condition: Any) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while not condition():
-        assert time.monotonic() < end, "waited for 30 s"
+        assert time.monotonic() < end, "waited for 300 s"
         time.sleep(0.02)

@@ -86,7 +86,7 @@ def test_a_worker_that_was_killed_is_started_again_by_hand(place: Path, peace: P
             os.kill(workers[i].pid, signal.SIGKILL)
             workers[i].wait()
             workers[i] = start(i)
-        assert [worker.wait(300) for worker in workers] == [0, 0]
+        assert [worker.wait(1200) for worker in workers] == [0, 0]
     finally:
         for worker in workers:
             worker.kill()

@@ -55,7 +55,7 @@ def begin(out: Path, shard: tuple[int, int]) -> Future[Report]:
 
 def test_workers_make_what_one_makes_and_all_return_the_report(tmp_path: Path) -> None:
     one = work(tmp_path / "one")
-    reports = [begun.result(60) for begun in [begin(tmp_path / "three", (i, 3)) for i in range(3)]]
+    reports = [begun.result(600) for begun in [begin(tmp_path / "three", (i, 3)) for i in range(3)]]
     assert reports[0] == reports[1] == reports[2] == Report.load(tmp_path / "three")
     assert _facts(reports[0], tmp_path / "three") == _facts(one, tmp_path / "one")
     for run in ("base/eval", "pilot/rollout", "gen1/rollout", "gen1/eval"):
@@ -87,7 +87,7 @@ def test_a_worker_that_died_is_started_again_while_the_other_waits(tmp_path: Pat
         work(tmp_path / "job", (1, 2))
     assert not leader.done()
     again = work(tmp_path / "job", (1, 2))
-    assert again == leader.result(60)
+    assert again == leader.result(600)
     lines = b"".join(f.read_bytes() for f in (tmp_path / "job/gen1/rollout").glob("*.jsonl")).splitlines()
     assert len(lines) == len({(r["question_key"], r["sample"]) for r in map(json.loads, lines)}) == 12
 
