@@ -126,6 +126,13 @@ class JaxChatModel(BaseChatModel):
         model._serving = self._parts.with_adapter(name_or_path)
         return model
 
+    def with_weights(self, folder: str | Path) -> JaxChatModel:
+        """The same settings with the weights of a folder; served by this one's engine if that rests and they fit."""
+        model = self.model_copy()
+        model._serving = self._parts.with_weights(folder)
+        model.name = model._serving.checkpoint.name
+        return model
+
     @property
     def _parts(self) -> Serving:
         if self._serving is None:

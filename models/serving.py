@@ -63,16 +63,31 @@ class Serving:
             from .lora import find_adapter, load_peft
 
             adapter = load_peft(find_adapter(name_or_path))
+        return self._another(self.checkpoint, adapter)
+
+    def with_weights(self, folder: str | Path) -> Serving:
+        """The same settings with other weights, such as those just trained; an engine that rests goes with them if
+        it fits.
+
+        Raises:
+            RestillError: there is no model in the folder.
+        """
+        from .checkpoint.load import load_decoder
+
+        return self._another(load_decoder(str(folder)), None)
+
+    def _another(self, checkpoint: Checkpoint, adapter: Adapter | None) -> Serving:
         other = Serving(
-            self.checkpoint,
+            checkpoint,
             adapter=adapter,
             precision=self.precision,
             slots=self.slots,
             max_context=self.max_context,
             deterministic=self.deterministic,
         )
+        same = checkpoint.config == self.checkpoint.config
         with self._lock:
-            if self._engine is not None and not self._engine.params:
+            if self._engine is not None and not self._engine.params and same:
                 self._engine, other._engine = None, self._engine
         return other
 

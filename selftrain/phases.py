@@ -71,7 +71,8 @@ class Phases:
             rollout(agent, questions, out=folder, samples=samples, seed=seed, shard=self.job.shard, **self.options)
 
         def work() -> dict[str, Any]:
-            found = sorted(Run.open(folder).filter(agent=agent.fingerprint), key=lambda t: t.key)
+            run = Run.open(folder)
+            found = sorted(run.filter(agent=agent.fingerprint), key=lambda t: t.key)
             content = hash_json([[*t.key, t.status, t.answer, t.token_ids()] for t in found])
             worked = run.stats(agent.fingerprint)
             occupancy = {} if worked is None else {"occupancy": worked.occupancy}
@@ -268,9 +269,7 @@ class Phases:
         model = agent.model if agent.model.checkpoint is self.checkpoint else self.agent.model
         if (trained / "adapter_config.json").is_file():
             return self.agent.replace(model=model.with_adapter(trained), few_shot=0)
-        whole = type(model).from_pretrained(
-            trained, precision=model.precision, max_context=model.max_context, deterministic=model.deterministic
-        )
+        whole = agent.model.with_weights(trained)
         return self.agent.replace(model=whole, few_shot=0)
 
 

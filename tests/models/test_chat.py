@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from pydantic import BaseModel
 
 from restill import JaxChatModel, Request, RestillError, Sampling
+from restill.models.checkpoint.load import save_decoder_hf
 from restill.models.lora import save_peft
 from restill.models.messages import to_turns
 from restill.models.testing import tiny_checkpoint
@@ -202,3 +203,19 @@ def test_an_adapter_changes_the_model_and_leaves_the_base_alone(model, adapter):
 def test_an_adapter_of_another_base_is_refused(model, adapter):
     with pytest.raises(RestillError, match="trained on"):
         model.with_adapter(adapter(base_fingerprint="0" * 64))
+
+
+def test_other_weights_of_the_same_shape_are_served_by_the_engine_that_rests(model, tmp_path):
+    checkpoint = tiny_checkpoint()
+    trained = {name: 1.1 * leaf[..., ::-1] for name, leaf in checkpoint.params.items()}
+    save_decoder_hf(tmp_path, checkpoint.config, trained, checkpoint.tokenizer)
+    fresh = JaxChatModel.from_pretrained(tmp_path, slots=4, max_context=1024, max_tokens=12)
+    wanted = first_logprob(fresh)
+    fresh.close()
+    ours = JaxChatModel.from_checkpoint(checkpoint, slots=4, max_context=1024, max_tokens=12)
+    before, engine = first_logprob(ours), ours.engine
+    ours.rest()
+    other = ours.with_weights(tmp_path)
+    assert first_logprob(other) == pytest.approx(wanted, abs=1e-4) != pytest.approx(before, abs=1e-3)
+    assert other.engine is engine and other.fingerprint != ours.fingerprint
+    other.close()
