@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -169,6 +170,8 @@ def _work() -> None:
 
     def follow() -> None:
         sys.stdin.read()  # ends when the parent does
+        os.kill(os.getpid(), signal.SIGTERM)  # which Ray takes for a word to stop what it has started
+        time.sleep(GRACE)
         os._exit(1)
 
     threading.Thread(target=follow, name="parent", daemon=True).start()
