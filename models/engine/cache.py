@@ -57,20 +57,26 @@ class KVCache:
             runner.put(layer, *new, *where) for layer, new in zip(part, fresh, strict=True)
         )
 
-    def put_step(self, fresh: Sequence[Fresh], starts: np.ndarray) -> None:
+    def put_step(self, fresh: Sequence[Fresh], starts: np.ndarray, *, crossing: bool = False) -> None:
         """Write what a step over the first slots has computed.
 
         Args:
             fresh: of each group. starts: ``[B]``; -1 where nothing is to be written.
+            crossing: a row's tokens may begin in one segment and end in the next.
         """
         for (i, part), (j, tokens) in product(enumerate(fresh), enumerate(self._shapes.segments)):
             slots = self._shapes.groups[i]
             own = starts[slots.start : slots.stop]
-            here = (own >= tokens.start) & (own < tokens.stop)
+            before = tokens.start - own  # how many of a row's tokens belong into earlier segments
+            here = (own >= 0) & (own < tokens.stop) & (before < (part[0].shape[2] if crossing else 1))
             if here.any():  # the others write into the margin
-                local = np.where(here, own - tokens.start, len(tokens)).astype(np.int32)
+                local = np.where(here, np.maximum(-before, 0), len(tokens)).astype(np.int32)
                 rows = np.arange(len(slots), dtype=np.int32)
-                self._grid[i, j] = runner.put_all(self._part(i, j), part, rows, local)
+                if crossing:
+                    first = np.where(here, np.maximum(before, 0), 0).astype(np.int32)
+                    self._grid[i, j] = runner.put_from(self._part(i, j), part, rows, local, first)
+                else:
+                    self._grid[i, j] = runner.put_all(self._part(i, j), part, rows, local)
 
     def move(self, what: Fork | Swap) -> None:
         """Copy or exchange the first tokens of two slots."""

@@ -275,18 +275,18 @@ class Engine:
             places=worker.steps * self._shapes.slots,
             prefilled=worker.tokens_prefilled,
             decoded=worker.tokens_decoded,
-            guessed=worker.guessed,
-            kept=worker.kept,
+            guessed=worker.guesser.guessed,
+            kept=worker.guesser.kept,
         )
 
     @property
     def speculate(self) -> bool:
         """Whether tokens are guessed and checked; may be switched at any time."""
-        return self._worker.speculate
+        return self._worker.guesser.on
 
     @speculate.setter
     def speculate(self, on: bool) -> None:
-        self._worker.speculate = on and not self._shapes.deterministic
+        self._worker.guesser.on = on and not self._shapes.deterministic
 
     def forget(self) -> None:
         """Drop what earlier requests left in the cache; those that run are not touched."""

@@ -13,7 +13,8 @@ from ..config import DecoderConfig
 from . import runner
 from .cache import KVCache
 from .runner import Lora
-from .shapes import Shapes, pad_to
+from .sampling import Drawn
+from .shapes import LIGHT, Shapes, pad_to
 from .slots import Fork
 
 
@@ -22,10 +23,14 @@ class CachedModel:
 
     Args:
         params: as ``precision.serving_params`` gives them. dtype: of the cache.
+
+    Attributes:
+        light: it computes several steps in one dispatch, where the host allows.
     """
 
     def __init__(self, config: DecoderConfig, params: Mapping[str, Array], shapes: Shapes, dtype: Any) -> None:
         self.config, self._shapes, self._dtype = config, shapes, dtype
+        self.light = sum(leaf.size for leaf in params.values()) <= LIGHT and not shapes.deterministic
         self.replace(params)
         self.forget()
 
@@ -89,6 +94,29 @@ class CachedModel:
         del groups  # put writes in place only what nobody else holds
         self.cache.put_step(fresh, starts)
         return logits
+
+    def steps(
+        self,
+        newest: Array,
+        fed: np.ndarray,
+        starts: np.ndarray,
+        rules: Mapping[str, Any],
+        count: int,
+        lora: Lora | None = None,
+    ) -> tuple[Array, Drawn]:
+        """``count`` decode steps and their draws (``runner.decode_steps``); keys and values are in the cache.
+
+        Args:
+            starts: ``[B]`` tokens in the cache; -1 for an idle row, which writes nothing.
+        """
+        groups = self.cache.groups(len(fed), int(starts.max()))
+        ends, there = self._shapes.ends[: len(groups[0])], np.maximum(starts, 0)
+        fresh, newest, drawn = runner.decode_steps(
+            self.config, self._params, groups, newest, fed, there, rules, lora, ends=ends, steps=count
+        )
+        del groups
+        self.cache.put_step(fresh, starts, crossing=True)
+        return newest, drawn
 
     def warm(self, lora: Lora | None = None) -> None:
         """Compile what prompts need."""

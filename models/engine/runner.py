@@ -10,11 +10,10 @@ program, its layers unrolled; what a prompt needs are programs of one layer, cal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial, reduce
-from itertools import pairwise
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +21,10 @@ import numpy as np
 from jax import Array, lax
 
 from ..config import DecoderConfig
-from ..decoder import NEG_INF, Block, Decoder, Params
+from ..decoder import Block, Decoder, Params
 from ..layers import rope_angles
-from .sampling import draw
+from .attention import attend_cached
+from .sampling import Drawn, draw, sample
 
 Cache = tuple[tuple[Array, Array], ...]
 """Per layer ``(k, v)`` of a group of rows."""
@@ -45,73 +45,6 @@ def new_cache(config: DecoderConfig, rows: int, context: int, dtype: Any) -> Cac
 
 def _adapters(lora: Lora | None) -> tuple[Params, float | Array]:
     return (lora[0], jnp.asarray(lora[1])) if lora else ({}, 1.0)
-
-
-class _Part(NamedTuple):
-    """Attention over some of the keys.
-
-    Attributes:
-        top: ``[B, KV, Q, 1]`` largest score. total: ``[B, KV, Q, 1]`` sum of the weights, relative to it.
-        out: ``[B, KV, Q, D]`` sum of the weighted values.
-    """
-
-    top: Array
-    total: Array
-    out: Array
-
-
-def _part(q: Array, *blocks: tuple[Array, Array, Array]) -> _Part:
-    """Attention of ``q [B, KV, Q, D]`` over blocks of keys ``[B, KV, D, C]``, values and what of them counts."""
-    scores = list[Array]()
-    for keys, _, there in blocks:
-        some = jnp.einsum("bkqd,bkdc->bkqc", q, keys, preferred_element_type=jnp.float32)
-        scores.append(jnp.where(there, some, NEG_INF))
-    top = reduce(jnp.maximum, [part.max(-1, keepdims=True) for part in scores])
-    weights = [jnp.exp(part - top) for part in scores]
-    out = [
-        jnp.einsum("bkqc,bkcd->bkqd", part.astype(values.dtype), values, preferred_element_type=jnp.float32)
-        for part, (_, values, _) in zip(weights, blocks, strict=True)
-    ]
-    return _Part(top, reduce(jnp.add, [part.sum(-1, keepdims=True) for part in weights]), reduce(jnp.add, out))
-
-
-def _attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    segments: Sequence[tuple[Array, Array]],
-    lengths: Array,
-    ends: Sequence[int],
-    skip: bool,
-) -> Array:
-    """New tokens over the cached ones and, causally, over themselves.
-
-    Args:
-        q: ``[B, T, H, D]``. k, v: ``[B, T, KV, D]``. segments: ``[B, KV, D, C]`` and ``[B, KV, C, D]`` of each.
-        lengths: ``[B]`` how many cached tokens there are. ends: where the segments end.
-        skip: segments that nobody reaches; a condition costs 5 us, which one row with few tokens does not save.
-    """
-    batch, count, heads, dim = q.shape
-    kv = k.shape[2]
-    groups = (q * dim**-0.5).reshape(batch, count, kv, -1, dim).transpose(0, 2, 1, 3, 4).reshape(batch, kv, -1, dim)
-    causal = jnp.repeat(jnp.tril(jnp.ones((count, count), bool)), heads // kv, axis=0)
-    blocks = [(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), causal)]
-    for segment, (start, end) in zip(segments, pairwise([0, *ends]), strict=True):
-        there = jnp.arange(segment[0].shape[-1]) < jnp.minimum(lengths - start, end - start)[:, None, None, None]
-        blocks.append((*segment, there))
-    sure = 2 if skip else len(blocks)
-    parts = [_part(groups, *blocks[:sure])]
-    none = _Part(*(jnp.full_like(x, fill) for x, fill in zip(parts[0], (NEG_INF, 0, 0), strict=True)))
-    for block, start in zip(blocks[sure:], ends, strict=False):
-        parts.append(lax.cond(jnp.max(lengths) > start, _part, lambda *_: none, groups, block))
-    if len(parts) > 1:
-        top = reduce(jnp.maximum, [part.top for part in parts])
-        parts = [
-            part._replace(total=part.total * (share := jnp.exp(part.top - top)), out=part.out * share) for part in parts
-        ]
-    out = reduce(jnp.add, [part.out for part in parts]) / reduce(jnp.add, [part.total for part in parts])
-    out = out.astype(q.dtype).reshape(batch, kv, count, -1, dim)
-    return out.transpose(0, 2, 1, 3, 4).reshape(batch, count, heads, dim)
 
 
 @jax.jit
@@ -147,7 +80,7 @@ def prefill_layer(
 
     def attend(_: int, q: Array, k: Array, v: Array) -> Array:
         fresh.extend((k, v))
-        return q if last else _attend(q, k, v, prefix, start[None], ends, skip=True)
+        return q if last else attend_cached(q, k, v, prefix, start[None], ends, skip=True)
 
     layer = Block(config, params, 0, *_adapters(lora))
     angles = rope_angles((start + jnp.arange(x.shape[1]))[None], config.head_dim, config.rope_theta)
@@ -204,12 +137,70 @@ def decode(
             rows = slice(row, row := row + group[0][layer][0].shape[0])
             written.append((k[rows], v[rows]))
             segments = [segment[layer] for segment in group]
-            out.append(_attend(q[rows], k[rows], v[rows], segments, lengths[rows], ends, skip=batch > 1))
+            out.append(attend_cached(q[rows], k[rows], v[rows], segments, lengths[rows], ends, skip=batch > 1))
         return jnp.concatenate(out)
 
     model = Decoder(config, params, *_adapters(lora))
     hidden = model(tokens, lengths[:, None] + jnp.arange(tokens.shape[1], dtype=lengths.dtype), attend)
     return [_stack(written) for written in fresh], model.logits(hidden)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("ends", "steps"), donate_argnums=3)
+def decode_steps(
+    config: DecoderConfig,
+    params: Params,
+    groups: Sequence[Sequence[Cache]],
+    newest: Array,
+    fed: Array,
+    lengths: Array,
+    rules: Mapping[str, Any],
+    lora: Lora | None = None,
+    *,
+    ends: Sequence[int],
+    steps: int,
+) -> tuple[list[Fresh], Array, Drawn]:
+    """``steps`` times ``decode`` and ``sampling.draw`` in one program, for rows that need no host in between.
+
+    What the steps write is kept apart until they end, so that no cache is copied: a program that reads it and writes
+    it would.
+
+    Args:
+        groups, newest, fed, lengths, ends: as for ``decode``. rules: as for ``draw``, without ``bits``.
+
+    Returns:
+        for each group ``Fresh``, to be ``put`` at ``lengths``; then what ``draw`` returns, all columns kept.
+    """
+    batch, model = fed.shape[0], Decoder(config, params, *_adapters(lora))
+    keys = jnp.zeros((config.num_layers, batch, config.num_kv_heads, config.head_dim, steps), groups[0][0][0][0].dtype)
+
+    def step(carry: tuple[Array, Array, Array], i: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+        tokens, keys, values = carry
+        there, own = jnp.arange(steps) < i, list[tuple[Array, Array]]()
+
+        def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
+            own.append((k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)))
+            out, row = list[Array](), 0
+            for group in groups:
+                rows = slice(row, row := row + group[0][layer][0].shape[0])
+                segments = [segment[layer] for segment in group]
+                made = (keys[layer, rows], values[layer, rows], there)
+                out.append(attend_cached(q[rows], k[rows], v[rows], segments, lengths[rows], ends, batch > 1, [made]))
+            return jnp.concatenate(out)
+
+        logits = model.logits(model(tokens[:, None], (lengths + i)[:, None], attend))[:, 0]
+        drawn, raw, sampled = sample(logits, None, **{**rules, "positions": rules["positions"] + i})
+        keys = lax.dynamic_update_slice(keys, jnp.stack([k for k, _ in own]), (0, 0, 0, 0, i))
+        values = lax.dynamic_update_slice(values, jnp.stack([v for _, v in own]), (0, 0, 0, i, 0))
+        return (drawn.astype(newest.dtype), keys, values), (drawn, raw, sampled)
+
+    first = (jnp.where(fed >= 0, fed, newest[:batch]), keys, keys.swapaxes(3, 4))
+    (last, keys, values), drawn = lax.scan(step, first, jnp.arange(steps, dtype=lengths.dtype))
+    fresh, row = list[Fresh](), 0
+    for group in groups:
+        rows = slice(row, row := row + group[0][0][0].shape[0])
+        fresh.append((keys[:, rows].transpose(0, 1, 4, 2, 3), values[:, rows].swapaxes(2, 3)))
+    tokens, raw, sampled = (part.T for part in drawn)
+    return fresh, newest.at[:batch].set(last), (tokens, raw, sampled, jnp.full(batch, steps - 1, jnp.int32))
 
 
 def _stack(fresh: Sequence[tuple[Array, Array]]) -> Fresh:
@@ -229,6 +220,15 @@ def put(cache: tuple[Array, Array], k: Array, v: Array, rows: Array, starts: Arr
 def put_all(cache: Cache, fresh: Fresh, rows: Array, starts: Array) -> Cache:
     """``put`` for all layers."""
     return tuple(_put(layer, k, v, rows, starts) for layer, k, v in zip(cache, *fresh, strict=True))
+
+
+@partial(jax.jit, donate_argnums=0)
+def put_from(cache: Cache, fresh: Fresh, rows: Array, starts: Array, first: Array) -> Cache:
+    """``put_all`` of each row's tokens from ``first [B]`` on; behind them come those before, where nothing looks."""
+    count = fresh[0].shape[2]
+    order = ((jnp.arange(count) + first[:, None]) % count)[None, :, :, None, None]
+    k, v = (jnp.take_along_axis(side, order, axis=2) for side in fresh)
+    return put_all(cache, (k, v), rows, starts)
 
 
 def _put(cache: tuple[Array, Array], k: Array, v: Array, rows: Array, starts: Array) -> tuple[Array, Array]:
@@ -259,5 +259,6 @@ def clear(layer: tuple[Array, Array], row: Array) -> tuple[Array, Array]:
 
 def compilations() -> int:
     """Programs compiled so far in this process, over all engines."""
-    programs: tuple[Any, ...] = (embed, prefill_layer, score, decode, draw, put, put_all, take, give, clear)
+    steps: tuple[Any, ...] = (embed, prefill_layer, score, decode, decode_steps, draw)
+    programs: tuple[Any, ...] = (*steps, put, put_all, put_from, take, give, clear)
     return sum(program._cache_size() for program in programs)

@@ -21,6 +21,10 @@ CHUNKS = (16, 32, 64, 128, 256)
 """Prefill widths; a prompt is cut into these."""
 WIDTHS = (4, 8)
 """Tokens a row of a step that checks guesses: the newest and three or seven guesses."""
+STEPS = 8
+"""Decode steps of one dispatch of a small model."""
+LIGHT = 16_000_000
+"""Parameters up to which a model is small: a step takes no longer than what the host does for it."""
 MOST_ROWS = 4
 """More running rows than this fill the processor by themselves; nothing is guessed then."""
 _FIXED_CHUNK = 64

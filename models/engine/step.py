@@ -14,6 +14,7 @@ from .job import Job
 from .request import Sampling
 from .sampling import Drawn
 from .scheduler import Chunk
+from .shapes import STEPS
 from .speculation import Guess
 
 
@@ -44,6 +45,12 @@ class Scored:
         values = np.asarray(self.logprobs)[: len(self.chunk.tokens)].tolist()
         job.logprobs += values[max(0, job.scored - start - 1) :]
         return len(job.logprobs) == len(job.request.prompt) - job.scored
+
+
+def steps_at_once(jobs: Mapping[int, Job]) -> int:
+    """``STEPS`` if nobody needs the host in between and somebody will use them all, else 1."""
+    waits = any(job.waits for job in jobs.values())
+    return STEPS if not waits and any(job.max_tokens - job.dispatched >= STEPS for job in jobs.values()) else 1
 
 
 def step_inputs(

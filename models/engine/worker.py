@@ -1,7 +1,8 @@
 """The working half of the engine: one thread that computes what the scheduler plans.
 
-A decode step gives one token to every running request. The device is always one step ahead of what the host has read,
-so that it never waits for the host; what a request was given beyond its end is dropped. Where the host decides what may
+A decode step gives one token to every running request. The device is always one step ahead of what the host has read
+(a small model: one dispatch of several steps), so that it never waits for the host; what a request was given beyond its
+end is dropped. Where the host decides what may
 be drawn (a grammar, a repetition penalty) it reads the last token while the device computes the next logits.
 """
 
@@ -22,16 +23,16 @@ from ..errors import RestillError
 from ..tokenizer import Tokenizer
 from . import runner
 from .adapters import Adapters
-from .draft import DraftModel
+from .guessing import Guesser
 from .job import Job
 from .model import CachedModel
 from .request import FinishReason, Request
 from .sampling import Drawn, draw
 from .scheduler import Chunk, Scheduler
-from .shapes import MOST_ROWS, Shapes
+from .shapes import STEPS, Shapes
 from .slots import Fork, Slot, Swap
-from .speculation import MODEL, Drafter, Guess, cut
-from .step import SAMPLINGS, Flight, Scored, drawing_rules, step_inputs
+from .speculation import Guess
+from .step import SAMPLINGS, Flight, Scored, drawing_rules, step_inputs, steps_at_once
 
 
 class Worker:
@@ -54,14 +55,12 @@ class Worker:
         self.tokenizer, self.adapters, self._model = tokenizer, adapters, model
         self.shapes, self.scheduler, self.closed = shapes, Scheduler(shapes), False
         self.turning = False  # the device may be given work even after the last request was answered
-        self._draft_model = DraftModel(draft, shapes) if draft else None
+        self.guesser = Guesser(draft, shapes, speculate)
         self._newest = jnp.zeros(shapes.slots, jnp.int32)
         self._flight: Flight | None = None
         self._scored: list[Scored] = []
-        self._drafter, self.speculate = Drafter(), speculate and not shapes.deterministic
-        self._shape: tuple[int, int, bool, int] | None = None
-        self._asked, self._wake = False, wake
-        self.steps = self.rows_run = self.tokens_decoded = self.tokens_prefilled = self.guessed = self.kept = 0
+        self._wake = wake
+        self.steps = self.rows_run = self.tokens_decoded = self.tokens_prefilled = 0
 
     def run(self) -> None:
         """Work until ``closed``; what then still waits or runs is cancelled."""
@@ -106,52 +105,18 @@ class Worker:
             job.finish(reason, self.tokenizer)
         self._prefill(work)
         rows = self.scheduler.rows()
-        width, guesses = self._draft(rows)
+        width, guesses = self.guesser.plan(rows, flying=self._flight is not None)
         if self._flight is not None and width > 1:
             self._collect()
             rows = self.scheduler.rows()
-            width, guesses = self._draft(rows)
-        ahead = self._dispatch(rows, guesses, width)
+            width, guesses = self.guesser.plan(rows, flying=False)
+        steps = steps_at_once(rows) if self._model.light and width == 1 and not work else 1
+        ahead = self._dispatch(rows, guesses, width, steps)
         self._collect()
         self._flight = ahead
-        if width > 1:  # how many tokens came of it must be known before the next step
+        if width > 1 or (steps > 1 and self.guesser.guesses(rows)):  # what came of it decides what is guessed next
             self._collect()
-        self._time(rows, width, None if work else time.monotonic() - began)
-
-    def _draft(self, rows: Mapping[int, Job]) -> tuple[int, dict[int, Guess]]:
-        """The width of the next step and what it checks; a preview while a step is in flight."""
-        self._asked = False
-        if not self.speculate or not rows or self._batch(rows) > MOST_ROWS:
-            return 1, {}
-        guesses = {row: job.guess(self._drafter) for row, job in rows.items()}
-        if self._flight is not None:
-            guesses = {row: Guess(guess.tokens[1:], guess.source) for row, guess in guesses.items()}
-        batch, most = self._batch(rows), min(self.shapes.rest(job.position) for job in rows.values())
-        ahead = {row: job.ahead for row, job in rows.items()} if self._draft_model else {}
-        width, guesses = self._drafter.plan(batch, guesses, most, ahead)
-        asked = {row: rows[row] for row, guess in guesses.items() if guess.source == MODEL}
-        self._asked = bool(asked) and width > 1
-        if self._draft_model and self._asked and self._flight is None:
-            drafted = self._draft_model.guess(asked, batch, width - 1)
-            for row in asked:
-                tokens = drafted.get(row, [])
-                guesses[row] = rows[row].allowed(Guess(tokens, MODEL))
-                if len(guesses[row].tokens) < len(tokens):  # what the grammar forbids did not come true
-                    self._drafter.learn(Guess(tokens, MODEL), 0)
-        return width, cut(guesses, width)
-
-    def _batch(self, rows: Mapping[int, Job]) -> int:
-        return self.shapes.rows(max(rows))
-
-    def _time(self, rows: Mapping[int, Job], width: int, seconds: float | None) -> None:
-        """Note what a step cost where guesses may be checked, unless a prompt or another shape is in the time."""
-        if not (self.speculate and rows) or (batch := self._batch(rows)) > MOST_ROWS:
-            self._shape = None
-            return
-        shape = (batch, width, self._asked, runner.compilations())
-        if seconds is not None and shape == self._shape:
-            self._drafter.note(*shape[:3], seconds)
-        self._shape = shape
+        self.guesser.time(rows, width, None if work else (time.monotonic() - began) / steps)
 
     def _prefill(self, work: Sequence[Swap | Fork | Chunk]) -> None:
         for item in work:
@@ -164,18 +129,30 @@ class Worker:
             else:
                 self._model.cache.move(item)
 
-    def _dispatch(self, jobs: dict[int, Job], guesses: Mapping[int, Guess], width: int) -> Flight | None:
+    def _dispatch(self, jobs: dict[int, Job], guesses: Mapping[int, Guess], width: int, steps: int) -> Flight | None:
         if not jobs:
             return None
-        self.steps += 1
-        self.rows_run += len(jobs)
-        drawn = self._run_step(jobs, self._batch(jobs), guesses, width)
+        self.steps += steps
+        self.rows_run += steps * len(jobs)
+        rows = self.shapes.rows(max(jobs))
+        drawn = self._run_steps(jobs, rows, steps) if steps > 1 else self._run_step(jobs, rows, guesses, width)
         for job in jobs.values():
-            job.dispatched += 1
+            job.dispatched += steps
         return Flight(jobs, drawn, guesses)
 
+    def _lora(self, jobs: Mapping[int, Job], rows: int) -> runner.Lora | None:
+        return self.adapters.of([job.adapter if (job := jobs.get(row)) else None for row in range(rows)])
+
+    def _run_steps(self, jobs: Mapping[int, Job], rows: int, count: int) -> Drawn:
+        fed, starts, _ = step_inputs(jobs, rows, {}, 1)
+        rules = drawing_rules(jobs, rows, self._model.config.vocab_size, {}, 1)
+        del rules["bits"]  # of all tokens
+        lora = self._lora(jobs, rows)
+        self._newest, drawn = self._model.steps(self._newest, fed, starts, rules, count, lora)
+        return drawn
+
     def _run_step(self, jobs: Mapping[int, Job], rows: int, guesses: Mapping[int, Guess], width: int) -> Drawn:
-        lora = self.adapters.of([job.adapter if (job := jobs.get(row)) else None for row in range(rows)])
+        lora = self._lora(jobs, rows)
         fed, starts, drafts = step_inputs(jobs, rows, guesses, width)
         logits = self._model.step(self._newest, fed, starts, drafts, lora)
         if any(job.waits for job in jobs.values()):
@@ -212,9 +189,11 @@ class Worker:
         for rows in self.shapes.row_buckets:
             for width, segment, sampling in product(self.shapes.widths(rows), self.shapes.segments, SAMPLINGS):
                 job = Job(Request(prompt=(0,), sampling=sampling), 1, None, dispatched=segment.start + 1)
-                self._run_step(dict.fromkeys(range(rows), job), rows, {}, width)
-        if self._draft_model:
-            self._draft_model.warm()
+                jobs = dict.fromkeys(range(rows), job)
+                self._run_step(jobs, rows, {}, width)
+                if self._model.light and not job.waits:
+                    self._run_steps(jobs, rows, STEPS)
+        self.guesser.warm()
         self._model.cache.wait()
 
     def _collect(self) -> None:
@@ -235,9 +214,8 @@ class Worker:
             if job.ended or job.slot is None:
                 continue
             if guess := flight.guesses.get(row):
-                self._drafter.learn(guess, kept[row])
+                self.guesser.learn(guess, kept[row])
                 job.dispatched += kept[row]
-                self.guessed, self.kept = self.guessed + len(guess.tokens), self.kept + kept[row]
             for drawn in list(zip(tokens[row], raw[row], sampled[row], strict=True))[: kept[row] + 1]:
                 if not self._accept(job, *drawn):
                     break
@@ -270,9 +248,12 @@ class Worker:
     def _end(self, job: Job, reason: FinishReason) -> None:
         with self._wake:
             self.scheduler.remove(job)
-        if job.scored is None and self.speculate:
-            self._drafter.remember(job.request.prompt, job.tokens)
-        job.finish(reason, self.tokenizer)
+        if job.scored is None:
+            self.guesser.remember(job.request.prompt, job.tokens)
+        try:
+            job.finish(reason, self.tokenizer)
+        except Exception as error:  # a token that the tokenizer does not know
+            job.fail(error)
 
     def _fail(self, error: Exception) -> None:
         """The donated cache may be gone: start over with an empty one and tell everyone who was in it."""
@@ -293,6 +274,5 @@ class Worker:
     def forget(self) -> None:
         """Start over with empty caches."""
         self._model.forget()
-        if self._draft_model:
-            self._draft_model.forget()
+        self.guesser.forget()
         self._newest, self._flight, self._scored = jnp.zeros(self.shapes.slots, jnp.int32), None, []

@@ -288,7 +288,7 @@ def test_the_host_decides_while_the_device_computes(engine: Engine, monkeypatch:
 
     monkeypatch.setattr(worker._model, "step", lambda *args: (order.append("send"), step(*args))[1])
     monkeypatch.setattr(worker, "_collect", read)
-    monkeypatch.setattr(worker, "speculate", False)
+    monkeypatch.setattr(worker.guesser, "on", False)
     done = ask(engine, greedy(PROMPTS[0], 9, grammar="start: /[a-z]{30}/"))[0]
     assert len(done.tokens) == 9
     assert order == ["send", *["send", "read"] * 8, "read"]
@@ -327,7 +327,7 @@ def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(
 ) -> None:  # fmt: skip
     engine = Engine(tiny_config, tiny_params, tiny_tokenizer, slots=2, draft=(tiny_config, tiny_params))
     before = ask(engine, greedy(PROMPTS[1]))[0].tokens
-    for model in (engine._worker._model, engine._worker._draft_model._model):  # type: ignore[union-attr]
+    for model in (engine._worker._model, engine._worker.guesser.model._model):  # type: ignore[union-attr]
         with monkeypatch.context() as patch:
             patch.setattr(model, "step", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):

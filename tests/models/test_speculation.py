@@ -37,7 +37,7 @@ def guess_all(engine: Engine) -> None:
         fitting = (w for w in (1, *WIDTHS) if w <= most and any(len(g.tokens) >= w - 1 for g in guesses.values()))
         return max(fitting, default=1), dict(guesses)
 
-    engine._worker._drafter.plan = plan  # type: ignore[method-assign,assignment]
+    engine._worker.guesser.drafter.plan = plan  # type: ignore[method-assign,assignment]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_the_model_itself_guesses_right_and_an_unlike_one_seldom(drafted: Engine
         drafted.generate([Request(prompt=prompt, sampling=Sampling(temperature=1.0, max_tokens=30), seed=seed)])
     found = drafted.stats() - before
     assert found.guessed > 100
-    if drafted._worker._draft_model._model.config.num_layers == 2:  # type: ignore[union-attr]
+    if drafted._worker.guesser.model._model.config.num_layers == 2:  # type: ignore[union-attr]
         assert found.kept > 0.97 * found.guessed
     else:
         assert found.kept < 0.5 * found.guessed
