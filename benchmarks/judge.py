@@ -1,7 +1,8 @@
-"""How good are the judge and the rankers? Trains both adapters on one World, measures them on another.
+"""How good are the judge and the rankers? Trains both adapters on one World, measures them on others.
 
-Judge: balanced accuracy on unseen entities and wordings, correct paraphrases accepted, attacks accepted, and how it
-follows exact labels over agents of different quality. Ranker: how often its first choice is one of the best by gold.
+Judge: its floor is chosen on a third World; then balanced accuracy on unseen entities and wordings, correct
+paraphrases accepted, attacks accepted (two draws, on two Worlds, with the guard and without), and how it follows exact
+labels over agents of different quality. Ranker: how often its first choice is one of the best by gold.
 The 0-shot judge and ranker of the same base model stand beside them. Killed at any time, the same command goes on
 with the trained adapters and the rankings that are there.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,11 +27,13 @@ from restill import JaxChatModel, Question, ReActAgent, Run, World, rollout
 from restill.agents.run import Key
 from restill.agents.testing import make_hit
 from restill.models.home import enable_compile_cache
-from restill.selftrain.attacks import FAMILIES, attacks
+from restill.selftrain.attacks import attacks
 from restill.selftrain.choice import Choice, choices
 from restill.selftrain.expert import ExpertModel
-from restill.selftrain.judge import Case, Judge
-from restill.selftrain.judge_adapter import JUDGE_TRAIN, train_judge
+from restill.selftrain.files import read_json
+from restill.selftrain.guard import Case, guard
+from restill.selftrain.judge import FLOOR, Judge
+from restill.selftrain.judge_adapter import JUDGE_TRAIN, calibrate, train_judge
 from restill.selftrain.judge_data import Answers, judge_data, paraphrases
 from restill.selftrain.ranker_adapter import RANKER_TRAIN, AdapterStepRanker, train_ranker
 from restill.selftrain.ranker_prompt import PromptStepRanker
@@ -43,8 +47,10 @@ from restill.selftrain.step_rankers import (
 )
 
 MODEL = "smollm2-135m"
-TRAINED, MEASURED = 101, 202
-"""Seeds of the two Worlds; they share no entity."""
+TRAINED, MEASURED, CALIBRATED = 101, 202, 303
+"""Seeds of the Worlds; they share no entity."""
+ATTACKED = {9: MEASURED, 10: 404}
+"""Seed of a draw of attacks -> seed of its World."""
 
 Measures = dict[str, float]
 
@@ -64,38 +70,51 @@ def _ranks(values: list[float]) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[positions] if len(found) else np.zeros(0)
 
 
-def measure_judge(judge: Judge, world: World, *, cases: int, positives: int, hostile: int, label: str) -> Measures:
-    """Balanced accuracy, acceptance of paraphrases and of attacks (with the mechanical guard and without)."""
+def measure_judge(judge: Judge, world: World, *, cases: int, positives: int, label: str) -> Measures:
+    """Balanced accuracy and acceptance of paraphrases."""
     rows = judge_data(world, cases, seed=7, training=False)
     right, wrong = [r for r in rows if r.right], [r for r in rows if not r.right]
     good = paraphrases(world, positives, seed=8)
-    answers = Answers(world, training=False)
-    bad = attacks(world.heldout, answers.others, hostile, seed=9)
-    listed = [[r.case for r in right], [r.case for r in wrong], [r.case for r in good], [a.case for a in bad]]
+    listed = [[row.case for row in part] for part in (right, wrong, good)]
     started = time.monotonic()
     verdicts = iter(judge.judge([case for part in listed for case in part]))
     seconds = time.monotonic() - started
     found = [[next(verdicts) for _ in part] for part in listed]
-    hit, false, accepted, fooled = (np.mean([v.accepted for v in part]) for part in found)
+    hit, false, accepted = (np.mean([v.accepted for v in part]) for part in found)
     measures = {
         f"{label}: balanced accuracy": float(hit + 1 - false) / 2,
         f"{label}: right accepted": float(hit),
         f"{label}: wrong accepted": float(false),
         f"{label}: paraphrases accepted": float(accepted),
-        f"{label}: attacks accepted": float(fooled) * len(bad),
-        f"{label}: attacks stopped by the guard": float(sum(bool(v.guard) for v in found[3])),
+        f"{label}: right answers that the guard refused": float(sum(bool(v.guard) for v in [*found[0], *found[2]])),
         f"{label}: unreadable": float(sum(v.unreadable for part in found for v in part)),
         f"{label}: judgements a second": sum(map(len, listed)) * judge.repetitions / seconds,
     }
-    for family in FAMILIES:
-        passed = [v.accepted for a, v in zip(bad, found[3], strict=True) if a.family == family]
-        if any(passed):
-            measures[f"{label}: attacks accepted, {family}"] = float(sum(passed))
     for kind in sorted({r.kind for r in [*wrong, *good]}):
         part = [*zip(wrong, found[1], strict=True), *zip(good, found[2], strict=True)]
         share = [v.accepted == r.right for r, v in part if r.kind == kind]
         if np.mean(share) < 0.9:
             measures[f"{label}: accuracy on {kind}"] = float(np.mean(share))
+    return measures
+
+
+def measure_attacks(judge: Judge, world: World, count: int, *, seed: int, label: str) -> Measures:
+    """Attacks accepted, with the mechanical guard and without, and by which family; those accepted are printed."""
+    bad = attacks(world.heldout, Answers(world, training=False).others, count, seed=seed)
+    bare = replace(judge, guarded=False).judge([attack.case for attack in bad])
+    # What the guard lets through is asked just as without it, so nothing need be judged twice.
+    passed = [(attack, guard(attack.case)) for attack, v in zip(bad, bare, strict=True) if v.accepted]
+    fooled = [attack for attack, why in passed if not why]
+    measures = {
+        f"{label}: attacks of draw {seed}": float(len(bad)),
+        f"{label}: attacks of draw {seed} accepted": float(len(fooled)),
+        f"{label}: attacks of draw {seed} accepted without the guard": float(len(passed)),
+        f"{label}: attacks of draw {seed} stopped by the guard": float(sum(bool(guard(a.case)) for a in bad)),
+    }
+    for attack, why in passed:
+        Console().print(f"accepted ({why or 'not guarded'}), {attack.family}: {attack.case.answer!r}", markup=False)
+        name = f"{label}: attacks of draw {seed} accepted{' without the guard' * bool(why)}, {attack.family}"
+        measures[name] = measures.get(name, 0.0) + 1
     return measures
 
 
@@ -175,20 +194,21 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of adapters and runs.")] = Path("runs/judge"),
     quick: Annotated[bool, typer.Option("--quick", help="Little data: does it run? The numbers mean nothing.")] = False,
     part: Annotated[str, typer.Option(help="judge, ranker or both.")] = "both",
-    answers: Annotated[int, typer.Option(help="Answers that the judge adapter learns from.")] = 1200,
+    answers: Annotated[int, typer.Option(help="Answers that the judge adapter learns from.")] = 1500,
     steps: Annotated[int, typer.Option(help="Steps that the ranker adapter learns from.")] = 300,
     scale: Annotated[float, typer.Option(help="Share of the cases to measure the judges on.")] = 1.0,
     repetitions: Annotated[int, typer.Option(help="Judgements of each answer.")] = 1,
+    zero_shot: Annotated[bool, typer.Option(help="Measure the base model as a judge too.")] = True,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the measures here, flat.")] = None,
 ) -> None:
     """Train what is missing, measure, print the table."""
     enable_compile_cache()
     out = out.with_name(out.name + "-quick") if quick else out
-    full = {"cases": 300, "positives": 200, "hostile": 200, "agents": 12, "asked": 40}
+    full = {"cases": 300, "positives": 200, "hostile": 240, "agents": 12, "asked": 40}
     size = {name: max(4, round(scale * count)) for name, count in full.items()}
     if quick:
         answers, steps = 48, 8
-        size = {"cases": 16, "positives": 8, "hostile": 20, "agents": 3, "asked": 4}
+        size = {"cases": 16, "positives": 8, "hostile": 24, "agents": 3, "asked": 4}
     world = World.generate(entities=300, seed=TRAINED, train=300, heldout=100)
     other = World.generate(entities=300, seed=MEASURED, train=100, heldout=100)
     model = JaxChatModel.from_pretrained(MODEL, slots=16, max_context=2048)
@@ -198,19 +218,24 @@ def main(
         started = time.monotonic()
         adapter = train_judge(model.checkpoint, rows, out=out / "judge-adapter", train=JUDGE_TRAIN, progress=True)
         measures["judge: training minutes (of this call)"] = (time.monotonic() - started) / 60
-        trained = model.with_adapter(adapter)
-        for label, chat in {"judge adapter": trained, "0-shot judge": model}.items():
+        if FLOOR not in (read_json(adapter / "manifest.json") or {}):
+            third = World.generate(entities=300, seed=CALIBRATED, train=100, heldout=100)
+            calibrate(model, adapter, third, count=size["positives"])
+        manifest = read_json(adapter / "manifest.json")
+        measures["judge adapter: floor"] = manifest[FLOOR]
+        for name, part_accepted in manifest["floor_chosen"]["accepted"].items():
+            measures[f"judge adapter: calibration, {name} accepted"] = part_accepted
+        judges = {"judge adapter": model.with_adapter(adapter), **({"0-shot judge": model} if zero_shot else {})}
+        for label, chat in judges.items():
             judge = Judge(model=chat, repetitions=repetitions)
-            share = 1 if chat is trained else 4
+            share = 1 if chat is not model else 4
             measures |= measure_judge(
-                judge, other, cases=size["cases"] // share, positives=size["positives"] // share,
-                hostile=size["hostile"] // share, label=label,
-            )  # fmt: skip
-            if chat is trained:
-                bare = Judge(model=chat, repetitions=repetitions, guarded=False)
-                bad = attacks(other.heldout, Answers(other, training=False).others, size["hostile"], seed=9)
-                passed = sum(v.accepted for v in bare.judge([a.case for a in bad]))
-                measures[f"{label}: attacks accepted without the guard"] = float(passed)
+                judge, other, cases=size["cases"] // share, positives=size["positives"] // share, label=label
+            )
+            for seed, attacked in ATTACKED.items():
+                place = World.generate(entities=300, seed=attacked, train=100, heldout=100)
+                measures |= measure_attacks(judge, place, size["hostile"] // share, seed=seed, label=label)
+            if chat is not model:
                 measures |= follow_agents(judge, other, agents=size["agents"], questions=size["asked"], label=label)
             chat.close()
             _show(measures)

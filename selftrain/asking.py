@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,19 @@ class Asked:
     seed: int = 0
 
 
-def ask(model: Any, calls: Sequence[Asked], *, temperature: float, max_tokens: int) -> list[str]:
+@dataclass(frozen=True)
+class Reply:
+    """One answer to a call.
+
+    Attributes:
+        sure: probability that the model gives just this text, whatever the grammar; 1 where a model does not tell.
+    """
+
+    text: str
+    sure: float = 1.0
+
+
+def ask(model: Any, calls: Sequence[Asked], *, temperature: float, max_tokens: int) -> list[Reply]:
     """The replies, in the order of ``calls``; an empty one where a local model's context is too short for it.
 
     Args:
@@ -43,21 +56,21 @@ def ask(model: Any, calls: Sequence[Asked], *, temperature: float, max_tokens: i
     if is_token_model(model):
         return run_sync(_local(model, calls, temperature, max_tokens))
     turns = [[(message["role"], message["content"]) for message in call.messages] for call in calls]
-    return [reply.text for reply in model.batch(turns)] if turns else []
+    return [Reply(reply.text) for reply in model.batch(turns)] if turns else []
 
 
-async def _local(model: TokenModel, calls: Sequence[Asked], temperature: float, max_tokens: int) -> list[str]:
+async def _local(model: TokenModel, calls: Sequence[Asked], temperature: float, max_tokens: int) -> list[Reply]:
     room = context_of(model)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
 
-    async def one(call: Asked) -> str:
+    async def one(call: Asked) -> Reply:
         prompt = tuple(model.tokenizer.chat(call.messages))
         if room is not None and len(prompt) + max_tokens > room + CONTEXT_SLACK:
-            return ""
+            return Reply("")
         request = Request(prompt=prompt, sampling=sampling, seed=call.seed, grammar=call.grammar)
         completion = await model.agenerate_tokens(request)
         if completion.finish_reason == "error":
             raise RestillError(completion.error or "generation failed")
-        return completion.text
+        return Reply(completion.text, math.exp(sum(completion.logprobs)))
 
     return list(await asyncio.gather(*map(one, calls)))

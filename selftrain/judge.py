@@ -14,17 +14,20 @@ from typing import Any, Literal
 
 from ..agents.evaluate import EvalReport
 from ..agents.question import Question
-from ..agents.scores import normalise
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from ..models.grammars import regex_grammar
-from .asking import Asked, Message, ask
+from .asking import Asked, Message, Reply, ask
 from .feedback import VETO, Ranker
 from .feedback_adapter import speaks
 from .fence import Fence
+from .guard import Case, guard
 
 JUDGE_FORMAT = "judge-1"
 """Version of both prompts and of the two-line verdict; an adapter belongs to one (its manifest says which)."""
+
+FLOOR = "floor"
+"""Where an adapter's manifest says how sure a True must be (:attr:`Judge.floor`)."""
 
 Style = Literal["short", "instruct"]
 
@@ -49,19 +52,6 @@ Verdict: True or False"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """One answer to judge; it is right when it implies any of the ``references``."""
-
-    question: str
-    answer: str | None
-    references: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if not any(reference.strip() for reference in self.references):
-            raise RestillError(f"there is no reference answer to {self.question!r:.80}; give at least one")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What a judge found.
 
@@ -69,30 +59,17 @@ class Verdict:
         accepted: a majority said True of one of the references.
         share: of the repetitions that said True, for the reference where it is highest.
         reason: the first line of reasoning of that reference.
-        guard: why no model was asked ("empty", "single character", "question"); empty if one was.
+        sure: probability of the surest reply that said True; 0 where none did.
+        guard: why no model was asked (:func:`.guard.guard`); empty if one was.
         unreadable: replies that were no verdict; they count as False.
     """
 
     accepted: bool
     share: float
+    sure: float = 0.0
     reason: str = ""
     guard: str = ""
     unreadable: int = 0
-
-
-def guard(case: Case) -> str:
-    """What a judge refuses without asking a model: "empty", "single character" or "question", else "".
-
-    An answer with no letter or digit is empty, one with a single one is a single character (unless a reference is
-    that short too), and one that is the question word for word is the question.
-    """
-    said = normalise(case.answer or "")
-    signs = sum(c.isalnum() for c in said)
-    if not signs:
-        return "empty"
-    if signs == 1 and said not in map(normalise, case.references):
-        return "single character"
-    return "question" if said == normalise(case.question) else ""
 
 
 def judge_messages(question: str, answer: str, reference: str, *, style: Style, seed: int = 0) -> list[Message]:
@@ -115,6 +92,23 @@ def read_verdict(text: str) -> tuple[bool, str] | None:
     return None if match is None else (match["verdict"] == "True", match["reason"])
 
 
+@dataclass(frozen=True)
+class _Vote:
+    """One reply as it is counted; ``sure`` is 0 unless it says True, ``reason`` empty if it cannot be read."""
+
+    yes: bool
+    sure: float
+    reason: str
+
+    @classmethod
+    def of(cls, reply: Reply, floor: float) -> _Vote:
+        read = read_verdict(reply.text)
+        if read is None:
+            return cls(False, 0.0, "")
+        said, reason = read
+        return cls(said and reply.sure >= floor, reply.sure if said else 0.0, reason)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judge:
     """A judge made of a chat model.
@@ -127,7 +121,9 @@ class Judge:
         style: the adapter's short prompt, or instructions for a model that was not trained for this; ``None``
             chooses by the model's adapter.
         threshold: accept when more than this share of the repetitions says True.
-        guarded: refuse empty answers, single characters and the question itself without asking.
+        guarded: refuse without asking what can be refused by rules (:func:`.guard.guard`).
+        floor: a reply of a local model that says True counts as False if the model was not at least this sure of it;
+            ``None``: as its adapter's manifest says, else 0.
     """
 
     model: Any = field(repr=False)
@@ -136,17 +132,23 @@ class Judge:
     style: Style | None = None
     threshold: float = 0.5
     guarded: bool = True
+    floor: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.repetitions < 1 or not 0 <= self.threshold < 1:
+        if self.repetitions < 1 or not 0 <= self.threshold < 1 or not 0 <= (self.floor or 0) <= 1:
             raise RestillError(
-                f"repetitions={self.repetitions}, threshold={self.threshold}: give at least 1, and a share below 1"
+                f"repetitions={self.repetitions}, threshold={self.threshold}, floor={self.floor}: "
+                "give at least 1, a share below 1 and a probability"
             )
 
     def judge(self, cases: Sequence[Case]) -> list[Verdict]:
         """A verdict for each case; all calls go to the model in one batch."""
-        style = self.style or ("short" if speaks(self.model, JUDGE_FORMAT) else "instruct")
+        trained = speaks(self.model, JUDGE_FORMAT)
+        style = self.style or ("short" if trained else "instruct")
+        floor = self.floor
+        if floor is None:
+            floor = float(self.model.adapter.manifest.get(FLOOR, 0.0)) if trained else 0.0
         reasons = [guard(case) if self.guarded else "" for case in cases]
         asked = [
             (number, reference, repetition)
@@ -162,21 +164,22 @@ class Judge:
             messages = judge_messages(case.question, case.answer or "", reference, style=style, seed=seed)
             calls.append(Asked(messages=messages, grammar=_GRAMMAR, seed=seed))
         replies = ask(self.model, calls, temperature=self.temperature, max_tokens=MAX_TOKENS)
-        read: list[dict[str, list[tuple[bool, str] | None]]] = [{} for _ in cases]
+        votes: list[dict[str, list[_Vote]]] = [{} for _ in cases]
         for (number, reference, _), reply in zip(asked, replies, strict=True):
-            read[number].setdefault(reference, []).append(read_verdict(reply))
-        return [self._verdict(reason, votes) for reason, votes in zip(reasons, read, strict=True)]
+            votes[number].setdefault(reference, []).append(_Vote.of(reply, floor))
+        return [self._verdict(reason, given) for reason, given in zip(reasons, votes, strict=True)]
 
-    def _verdict(self, reason: str, votes: dict[str, list[tuple[bool, str] | None]]) -> Verdict:
+    def _verdict(self, reason: str, votes: dict[str, list[_Vote]]) -> Verdict:
         if reason:
             return Verdict(accepted=False, share=0.0, guard=reason)
-        shares = {ref: sum(v is not None and v[0] for v in said) / len(said) for ref, said in votes.items()}
+        shares = {ref: sum(vote.yes for vote in given) / len(given) for ref, given in votes.items()}
         best = max(shares, key=lambda ref: shares[ref])
         return Verdict(
             accepted=shares[best] > self.threshold,
             share=shares[best],
-            reason=next((v[1] for v in votes[best] if v is not None), ""),
-            unreadable=sum(v is None for said in votes.values() for v in said),
+            sure=max(vote.sure for given in votes.values() for vote in given),
+            reason=next((vote.reason for vote in votes[best] if vote.reason), ""),
+            unreadable=sum(not vote.reason for given in votes.values() for vote in given),
         )
 
     def judge_trajectories(self, questions: Sequence[Question], trajectories: Sequence[Trajectory]) -> list[Verdict]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..agents.question import Question
 from ..models.errors import RestillError
-from .attacks import attacks
-from .judge import Case
+from .attacks import Attack, attacks
+from .guard import Case
+from .hostile import hostile
 from .world import World
 from .world_relations import RELATIONS, VALUES, YEAR
 from .world_text import OCCUPATIONS
@@ -180,12 +180,12 @@ class Answers:
         return Case(question=question.question, answer=text, references=tuple(question.answers))
 
 
-def judge_data(world: World, count: int, *, seed: int, training: bool, attacked: float = 0.25) -> list[Labelled]:
+def judge_data(world: World, count: int, *, seed: int, training: bool, attacked: float | None = None) -> list[Labelled]:
     """``count`` labelled answers, half of them right, in random order.
 
     Args:
         training: the training questions and wordings of ``world``; otherwise its held-out questions and wordings.
-        attacked: share of the wrong ones that are attacks.
+        attacked: share of the wrong ones that are attacks; ``None``: 0.45 to train on, 0.25 to measure with.
 
     Raises:
         RestillError: the World has no such questions.
@@ -195,20 +195,30 @@ def judge_data(world: World, count: int, *, seed: int, training: bool, attacked:
         raise RestillError(f"this World has no {'training' if training else 'held-out'} questions")
     answers, rng = Answers(world, training=training), random.Random(f"restill-judge {seed} {training}")
     half = count // 2
-    hostile = round((count - half) * attacked)
+    bad = round((count - half) * ((0.45 if training else 0.25) if attacked is None else attacked))
 
     def draw(number: int) -> list[Question]:
         rounds = -(-number // len(questions))
         return [q for _ in range(rounds) for q in rng.sample(questions, len(questions))][:number]
 
-    made = [answers.right(q, rng) for q in draw(half)] + [answers.wrong(q, rng) for q in draw(count - half - hostile)]
-    for attack in attacks(draw(hostile), answers.others, hostile, seed=seed, training=training) if hostile else []:
-        made.append(Labelled(attack.case, False, attack.family, _REASONS.get(attack.family, "it gives no answer")))
+    made = [answers.right(q, rng) for q in draw(half)] + [answers.wrong(q, rng) for q in draw(count - half - bad)]
+    make = hostile if training else attacks
+    made += [_labelled(attack) for attack in (make(draw(bad), answers.others, bad, seed=seed) if bad else [])]
     rng.shuffle(made)
     return made
 
 
-_REASONS: dict[str, Any] = {"hedge": "it names several candidates", "restated": "it repeats the question"}
+def _labelled(attack: Attack) -> Labelled:
+    """What a judge should write: what an attack says where it commits to anything, else what it does instead."""
+    if attack.family == "hedge":
+        reason = "it names several candidates"
+    elif attack.said:
+        reason = _says(attack.said)
+    else:
+        reason = {"restated": "it repeats the question", "retracted": "it takes its answer back"}.get(
+            attack.family, "it gives no answer"
+        )
+    return Labelled(attack.case, False, attack.family, reason)
 
 
 def paraphrases(world: World, count: int, *, seed: int) -> list[Labelled]:

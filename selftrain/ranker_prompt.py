@@ -14,7 +14,7 @@ from typing import Any
 
 from ..models.errors import RestillError
 from ..models.grammars import regex_grammar
-from .asking import Asked, Message, ask
+from .asking import Asked, Message, Reply, ask
 from .choice import Choice, full_order
 from .fence import Fence
 from .step_rankers import Order
@@ -90,13 +90,13 @@ class PromptStepRanker:
         return places
 
     @staticmethod
-    def _order(choice: Choice, turns: list[list[int]], replies: list[str]) -> Order:
+    def _order(choice: Choice, turns: list[list[int]], replies: list[Reply]) -> Order:
         if not turns:
             return Order(choice.base, note="one candidate")
         points: dict[int, int] = dict.fromkeys(choice.candidates, 0)
         note = ""
         for places, reply in zip(turns, replies, strict=True):
-            if (read := read_ranking(reply, len(places))) is None:
+            if (read := read_ranking(reply.text, len(places))) is None:
                 continue
             explanation, ranking = read
             note = note or explanation

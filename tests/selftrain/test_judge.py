@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import re
+from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,23 +18,31 @@ from restill.agents.testing import ByteTokenizer, ScriptedModel, answer
 from restill.models.chat import JaxChatModel
 from restill.models.engine.request import Request
 from restill.models.errors import RestillError
+from restill.models.lora import AdapterInfo
 from restill.models.testing import tiny_checkpoint
-from restill.selftrain.attacks import FAMILIES, HELD_OUT, attacks
 from restill.selftrain.feedback import VETO, GoldRanker
 from restill.selftrain.fence import Fence
-from restill.selftrain.judge import Case, Judge, VetoRanker, guard, judge_messages, read_verdict, write_verdict
-from restill.selftrain.judge_adapter import judge_mixture
+from restill.selftrain.guard import Case
+from restill.selftrain.judge import FLOOR, JUDGE_FORMAT, Judge, VetoRanker, judge_messages, read_verdict, write_verdict
+from restill.selftrain.judge_adapter import best_floor, judge_mixture
 from restill.selftrain.judge_data import Answers, judge_data, paraphrases
 from restill.selftrain.world import World
 
+_SCORES = st.lists(st.integers(0, 10).map(lambda tenths: tenths / 10), min_size=1, max_size=8)
 CASE = Case(question="Where was Ada born?", answer="In London.", references=("London",))
 YES, NO = write_verdict("it says London", True), write_verdict("it says Rome", False)
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
+@cache
+def small() -> World:
     """A small World."""
     return World.generate(entities=100, seed=3, train=30, heldout=20)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    """The same, as a fixture."""
+    return small()
 
 
 @given(st.lists(st.text(max_size=60), max_size=4), st.integers(0, 9))
@@ -106,29 +115,37 @@ def test_any_of_several_references_will_do() -> None:
         Case(question="Where?", answer="London", references=("", " "))
 
 
-@pytest.mark.parametrize(
-    ("said", "why"),
-    [
-        (None, "empty"),
-        ("", "empty"),
-        (" \n", "empty"),
-        ("?!...", "empty"),
-        ("a", "empty"),
-        ("x", "single character"),
-        (":1:", "single character"),
-        ("where was ada BORN", "question"),
-        ("London", ""),
-    ],
-)
-def test_the_guard_refuses_without_asking(said: str | None, why: str) -> None:
-    case = Case(question=CASE.question, answer=said, references=CASE.references)
+def test_a_true_counts_only_when_the_model_is_as_sure_as_its_floor() -> None:
     model = ScriptedModel([YES])
-    found = Judge(model=model).judge([case])[0]
-    assert (found.guard, found.accepted, len(model.requests)) == (why, not why, 0 if why else 3)
+    sure = Judge(model=model, repetitions=1).judge([CASE])[0].sure
+    assert 0 < sure < 1
+    for floor, accepted in ((sure * 0.99, True), (min(1.0, sure * 1.01), False)):
+        found = Judge(model=ScriptedModel([YES]), repetitions=1, floor=floor).judge([CASE])[0]
+        assert (found.accepted, found.share) == (accepted, float(accepted))
+        adapter = AdapterInfo(name="judge", path=Path(), hash="h", manifest={"format": JUDGE_FORMAT, FLOOR: floor})
+        model = ScriptedModel([YES])
+        model.adapter = adapter
+        assert Judge(model=model, repetitions=1).judge([CASE])[0].accepted == accepted
+    assert Judge(model=ScriptedModel([NO])).judge([CASE])[0].sure == 0
+    with pytest.raises(RestillError, match="floor=2"):
+        Judge(model=model, floor=2)
 
 
-def test_a_reference_of_one_character_can_be_answered() -> None:
-    assert guard(Case(question="How many?", answer="7", references=("7",))) == ""
+@pytest.mark.parametrize(
+    ("right", "wrong", "floor"),
+    [([0.9, 0.8], [0.2, 0.0], 0.5), ([0.9], [0.0], 0.45), ([0.9, 0.1], [0.5, 0.0, 0.0], 0.05), ([0.4], [0.4], 0.7)],
+)
+def test_a_floor_lies_in_the_middle_of_the_best_gap(right: list[float], wrong: list[float], floor: float) -> None:
+    assert best_floor(right, wrong) == pytest.approx(floor)
+
+
+@given(_SCORES, _SCORES)
+def test_no_floor_is_better_than_the_best(right: list[float], wrong: list[float]) -> None:
+    def worth(floor: float) -> float:
+        return sum(s >= floor for s in right) / len(right) - sum(s >= floor for s in wrong) / len(wrong)
+
+    floor = best_floor(right, wrong)
+    assert 0 < floor <= 1 and worth(floor) == max(worth(f) for f in (*right, *wrong, 1.0) if f > 0)
 
 
 def test_a_local_model_is_held_to_the_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,22 +181,10 @@ def test_with_labels_a_judge_can_only_veto() -> None:
     assert VetoRanker(GoldRanker(), strict).rank(question, runs) == [VETO, VETO]
 
 
-def test_training_and_measuring_share_no_wording_and_no_attack(world: World) -> None:
-    def texts(training: bool) -> set[str]:
-        rows = judge_data(world, 400, seed=1, training=training)
-        return {re.sub(r"[A-Z]\w+|\d+", "", row.case.answer or "") for row in rows if len(row.case.answer or "") > 30}
-
-    assert not texts(True) & texts(False) - {""}
-    others = Answers(world, training=True).others
-    trained = {a.family for a in attacks(world.train, others, 60, seed=1, training=True)}
-    measured = {a.family for a in attacks(world.heldout, others, 60, seed=1)}
-    assert measured == set(FAMILIES) and trained == set(FAMILIES) - HELD_OUT
-
-
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 99), st.booleans())
 def test_half_of_the_answers_are_right_and_the_labels_are_true(seed: int, training: bool) -> None:
-    world = World.generate(entities=100, seed=3, train=30, heldout=20)
+    world = small()
     rows = judge_data(world, 60, seed=seed, training=training)
     assert sum(row.right for row in rows) == 30
     assert rows == judge_data(world, 60, seed=seed, training=training)
