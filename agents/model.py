@@ -87,8 +87,7 @@ def context_of(model: Any) -> int | None:
 
 def counter_of(model: Any) -> Callable[[], Stats] | None:
     """What counts the work of a local model's engine, which starts if it has not; None where there is none."""
-    counter: Any = getattr(getattr(model, "engine", None), "stats", None)
-    return counter if callable(counter) else None
+    return getattr(getattr(model, "engine", None), "stats", None)
 
 
 def identity(model: Any) -> dict[str, Any]:
