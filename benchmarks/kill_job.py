@@ -29,8 +29,8 @@ from restill.selftrain.job_folder import plan
 
 JOB = "job"
 """The job's folder, under the folder that its command runs in; relative, so that all reports say the same."""
-CLOCK = {"seconds", "created", "cached"}
-"""What may differ: times, and how much of a prompt was found in a cache."""
+CLOCK = {"seconds", "created", "cached", "occupancy"}
+"""What may differ: times, how much of a prompt was found in a cache, and how full the engine was."""
 _LINES = ("*/*/trajectories-*.jsonl", "*/rollout/rankings/*.jsonl")
 _WHOLE = ("*/*.done.json", "*/mixture.jsonl", "*/kept.jsonl", "*/eval.json", "*/adapter/*.safetensors")
 
