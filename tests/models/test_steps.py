@@ -39,7 +39,7 @@ def engines(
 
     several._worker._run_steps = counted  # type: ignore[method-assign]
     yield single, several
-    assert len(taken) > 5 and set(taken) == {STEPS}, "or nothing was tested"
+    assert set(taken) == {STEPS}, "or nothing was tested"
     for engine in (single, several):
         engine.close()
 
