@@ -41,7 +41,7 @@ class Ours:
         checkpoint = load_decoder(folder)
         train = config_of(method, size, rows.tokens.shape[1])
         trainer = Trainer(checkpoint.config, checkpoint.params, train, tokenizer=checkpoint.tokenizer)
-        trained, frozen, params = trainer._initial()
+        trained, frozen, params = trainer.initial()
         self.rows, self.size = rows, size
         self.steps = TrainSteps(checkpoint.config, train, params, frozen, total=1000)
         self.state = self.steps.place(trained), self.steps.place(self.steps.init(trained))

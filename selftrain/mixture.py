@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,10 @@ class Example:
     def targets(self) -> int:
         """Tokens with a weight other than zero."""
         return sum(1 for w in self.weights if w)
+
+    def scaled(self, by: float) -> Example:
+        """The same sequence with every weight times ``by``; below 0, what was learnt is pushed down."""
+        return replace(self, weights=tuple(by * weight for weight in self.weights))
 
     def to_json(self) -> str:
         """One line of JSON; the weights as runs ``[[value, count], ...]``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from .trainer import TrainConfig
 
 Leaves = Mapping[str, Any]
+
+
+class Sums(NamedTuple):
+    """What micro batches add up to.
+
+    Attributes:
+        gradient: of the weighted sum of ``-log p``, as many leaves as are trained.
+        loss: that sum.
+        denominator: what ``update`` divides both by: the sum of the weights' sizes, unless it is replaced. With 1, the
+            weights mean what they say (TRICE's, whose sum may be 0).
+    """
+
+    gradient: Any
+    loss: Any
+    denominator: Any
 
 
 class TrainSteps:
@@ -103,18 +118,29 @@ class TrainSteps:
     def accumulate(self, trained: Leaves, x: Any, batch: Leaves) -> None:
         """Add gradient, loss sum and denominator of one micro batch."""
         if self._sums is None:
-            zeros = jax.tree.map(jnp.zeros_like, dict(trained))
-            self._sums = (zeros, jnp.float32(0), jnp.float32(0))
+            self._sums = self._nothing(trained)
         unused = None if self.train.embeddings else "tokens"
         batch = {name: leaf for name, leaf in batch.items() if name != unused}
         self._sums = self._accumulate(self._sums, trained, self._params, self._frozen, x, batch)
 
-    def update(self, trained: Leaves, state: Any, step: int) -> tuple[Any, Any, float, float]:
-        """Optimiser step number ``step`` (from 0) on what was accumulated.
+    def take(self, trained: Leaves) -> Sums:
+        """What was accumulated since the last ``take`` or ``update``; zeros if nothing was."""
+        sums, self._sums = self._sums, None
+        return Sums(*(sums or self._nothing(trained)))
+
+    def update(
+        self, trained: Leaves, state: Any, step: float, sums: Sums | None = None
+    ) -> tuple[Any, Any, float, float]:
+        """Optimiser step number ``step`` (from 0) on what was accumulated, or on ``sums``.
 
         Returns:
             New leaves, new state, mean loss, gradient norm.
         """
-        sums, self._sums = self._sums, None
-        trained, state, loss, norm = self._update(trained, state, sums, np.float32(np.asarray(self._rate(step))))
+        taken = sums or self.take(trained)
+        rate = np.float32(np.asarray(self._rate(step)))
+        trained, state, loss, norm = self._update(trained, state, tuple(taken), rate)
         return trained, state, float(np.asarray(loss)), float(np.asarray(norm))
+
+    @staticmethod
+    def _nothing(trained: Leaves) -> tuple[Any, Array, Array]:
+        return jax.tree.map(jnp.zeros_like, dict(trained)), jnp.float32(0), jnp.float32(0)

@@ -175,7 +175,7 @@ class Trainer:
             "fill": round(rows.fill, 4),
             **summary,
         }
-        self._export(leaves, out, work, facts)
+        self.export(leaves, out, work, facts)
         return out
 
     def _identity(self, mixture: Mixture) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Trainer:
             "model": hash_json(self.config.to_hf()),
         }
 
-    def _initial(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    def initial(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """(trained leaves, frozen LoRA leaves, parameters to run on)."""
         train, config = self.train, self.config
         upper = range(train.frozen_layers, config.num_layers)
@@ -207,7 +207,7 @@ class Trainer:
         self, rows: PackedRows, teacher: TeacherTargets | None, work: Path, progress: bool
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         train = self.train
-        trained, frozen, params = self._initial()
+        trained, frozen, params = self.initial()
         per_epoch = -(-len(rows) // (train.rows * train.accumulate))
         total = per_epoch * train.epochs
         steps = TrainSteps(self.config, train, params, frozen, total=total)
@@ -244,14 +244,15 @@ class Trainer:
         # No times here: the manifest of a resumed run equals that of an undisturbed one.
         return final | frozen, {"rows": len(rows), "steps": total, "loss": loss}
 
-    def _export(self, leaves: dict[str, Any], out: Path, work: Path, facts: dict[str, Any]) -> None:
+    def export(self, leaves: dict[str, Any], out: Path, work: Path, facts: dict[str, Any]) -> None:
+        """Write the folder ``out`` with the log of ``work``, and delete ``work``: one appears as the other goes."""
         part = out.with_name(out.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         if self.train.method == "full":
             from ..models.checkpoint.load import save_decoder_hf
 
-            base = self._initial()[2]
+            base = self.initial()[2]
             save_decoder_hf(part, self.config, base | leaves, cast("Tokenizer", self.tokenizer))
             write_json(part / "manifest.json", facts)
         else:
