@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .agents.question import Question as Question
     from .agents.question import read_questions as read_questions
     from .agents.react import ReActAgent as ReActAgent
+    from .agents.reason import ReasoningAgent as ReasoningAgent
     from .agents.rollout import rollout as rollout
     from .agents.run import Run as Run
     from .agents.search.agent import SearchAgent as SearchAgent
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .selftrain.distill import distill as distill
     from .selftrain.improve import improve as improve
     from .selftrain.rest import ReST as ReST
+    from .selftrain.trice import TRICE as TRICE
     from .selftrain.world import World as World
 
 _HOMES = {
@@ -52,6 +54,7 @@ _HOMES = {
     "agents.evaluate": ["EvalReport", "evaluate"],
     "agents.question": ["Question", "read_questions"],
     "agents.react": ["ReActAgent"],
+    "agents.reason": ["ReasoningAgent"],
     "agents.rollout": ["rollout"],
     "agents.run": ["Run"],
     "agents.search.agent": ["SearchAgent"],
@@ -70,6 +73,7 @@ _HOMES = {
     "selftrain.distill": ["distill"],
     "selftrain.improve": ["improve"],
     "selftrain.rest": ["ReST"],
+    "selftrain.trice": ["TRICE"],
     "selftrain.world": ["World"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

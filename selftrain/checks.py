@@ -11,11 +11,13 @@ from ..agents.question import Question
 from ..agents.scores import normalise
 from ..models.errors import RestillError
 from .files import read_json
+from .latent_method import LatentMethod
 from .rest import ReST
+from .rewards import right
 from .trainer import Trainer
 
 
-def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question], method: ReST) -> None:
+def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question], method: ReST | LatentMethod) -> None:
     """Find what would fail later.
 
     Raises:
@@ -27,17 +29,12 @@ def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question]
         raise RestillError(f"{type(model).__name__} has no local weights to train; use a JaxChatModel")
     if not train:
         raise RestillError("there are no questions to train on")
-    if method.ranker.needs_labels and (missing := [q for q in train if not q.answers]):
+    if isinstance(method, ReST):
+        _refuse_unlabelled(train, method)
+    elif method.reward is right and (missing := [q for q in train if not q.answers]):
         raise RestillError(
             f"{len(missing)} of {len(train)} training questions have no answers, such as "
-            f"{missing[0].question!r:.80}; "
-            f"{type(method.ranker).__name__} needs them, LikelihoodRanker does not"
-        )
-    steps = method.step_ranker
-    if steps is not None and steps.needs_labels and (missing := [q for q in train if not q.answers]):
-        raise RestillError(
-            f"{len(missing)} of {len(train)} training questions have no answers, such as "
-            f"{missing[0].question!r:.80}; {type(steps).__name__} needs them, a ranker adapter does not"
+            f"{missing[0].question!r:.80}; {type(method).__name__} needs them, or a reward that does not"
         )
     if held_out:
         need_answers(held_out)
@@ -68,6 +65,22 @@ def trained_on(adapter: Path | None) -> set[str]:
     """Keys of the questions that an adapter, or what it was trained on from, has learned from, by its manifest."""
     manifest = None if adapter is None else read_json(adapter / "manifest.json")
     return set((manifest or {}).get("train_question_hashes", []))
+
+
+def _refuse_unlabelled(train: Sequence[Question], method: ReST) -> None:
+    missing = [q for q in train if not q.answers]
+    if method.ranker.needs_labels and missing:
+        raise RestillError(
+            f"{len(missing)} of {len(train)} training questions have no answers, such as "
+            f"{missing[0].question!r:.80}; "
+            f"{type(method.ranker).__name__} needs them, LikelihoodRanker does not"
+        )
+    steps = method.step_ranker
+    if steps is not None and steps.needs_labels and missing:
+        raise RestillError(
+            f"{len(missing)} of {len(train)} training questions have no answers, such as "
+            f"{missing[0].question!r:.80}; {type(steps).__name__} needs them, a ranker adapter does not"
+        )
 
 
 def refuse_overlap(train: Sequence[Question], held_out: Sequence[Question]) -> None:

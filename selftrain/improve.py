@@ -8,6 +8,7 @@
     job/pilot/{rollout/, mixture.jsonl, kept.jsonl, adapter/, eval/}
     job/gen1/{rollout/, mixture.jsonl, kept.jsonl, adapter/, eval/}
     job/control/{mixture.jsonl, kept.jsonl, adapter/, eval/}
+    job/TRICE/{guide/, state.json, adapter/, eval/}    with method=TRICE(...): instead of generations
     job/<phase>.done.json           what a phase made; delete it to run the phase again
     job/worker-i-of-n.lock          held by worker i of n, 0 of 1 unless several share the job
     job/report.json
@@ -23,14 +24,16 @@ from ..agents.agent import Agent
 from ..agents.question import Question
 from ..agents.run import Run
 from ..agents.trajectory import Trajectory
+from ..models.errors import RestillError
 from .checks import refuse
+from .digests import digest
 from .files import write_json
 from .job import Job
+from .latent_method import LatentMethod
 from .mixture import Mixture
-from .phases import Phases, digest, release
-from .pilot import Pilot
+from .phases import Phases, release
 from .progress import teller
-from .report import Report, comparisons, differences
+from .report import Report
 from .rest import ReST
 from .selection import Kept, select, select_random
 
@@ -40,7 +43,7 @@ def improve(
     questions: Iterable[Question],
     *,
     out: str | os.PathLike[str],
-    method: ReST | None = None,
+    method: ReST | LatentMethod | None = None,
     eval: Iterable[Question] | None = None,
     eval_samples: int = 1,
     seed: int = 0,
@@ -58,6 +61,7 @@ def improve(
     Args:
         questions: to train on.
         out: the job's folder.
+        method: :class:`ReST`, :class:`TRICE` or one of its baselines (:mod:`restill.selftrain.baselines`).
         eval: held-out questions with answers; ``None``: no arm is scored.
         control: also train the same start on as many trajectories of generation 1, drawn at random.
         concurrency, deadline: of the rollouts; they may change between calls.
@@ -72,6 +76,8 @@ def improve(
     train, held_out = _unique(questions), _unique(eval or ())
     method = method or ReST()
     refuse(agent, train, held_out, method)
+    if control and isinstance(method, LatentMethod):
+        raise RestillError(f"control=True compares ReST with a random mixture; {type(method).__name__} has none")
     settings = {
         "method": method.knobs(),
         "seed": seed,
@@ -86,10 +92,14 @@ def improve(
         if job.leads:
             write_json(job.out / "questions.json", {"train": [q.key for q in train], "eval": [q.key for q in held_out]})
         options = {"concurrency": concurrency, "deadline": deadline, "progress": progress}
+        if isinstance(method, LatentMethod):
+            from .latent_job import LatentImprovement
+
+            return LatentImprovement(job, agent, train, held_out, method, seed, eval_samples, options).run()
         return _Improvement(job, agent, train, held_out, method, seed, eval_samples, options).run(control)
 
 
-class _Improvement(Phases):
+class _Improvement(Phases[ReST]):
     """The flow of one job."""
 
     latest: Path | None = None
@@ -103,7 +113,7 @@ class _Improvement(Phases):
         previous = None if own is None or method.start == "base" else Path(own.path)
         pilot: Mixture | None = None
         if method.pilot is not None:
-            pilot = self._pilot_mixture(method.pilot)
+            pilot = self.pilot_mixture(method.pilot)
             release(agent)
             previous = self.latest = self.fit("pilot", pilot, previous, method.pilot.train or method.train)
             agent = self.equip(previous, agent)
@@ -126,25 +136,7 @@ class _Improvement(Phases):
                 self._control(agent, run, content, len(mixture) - len(replayed or ()), start, replayed)
             previous = trained
         release(agent)
-        report = Report(
-            out=str(self.job.out),
-            questions=len(self.train),
-            held_out=len(self.held_out),
-            method=method.knobs(),
-            arms=self.arms,
-            deltas=differences(self.scored, comparisons([name for name, _ in self.scored])),
-            adapter=None if self.latest is None else str(self.latest),
-            phases=self.job.phases,
-        )
-        if self.job.leads:
-            report.save()
-        return report
-
-    def _pilot_mixture(self, pilot: Pilot) -> Mixture:
-        chosen = pilot.choose(self.train, self.seed)
-        run, content = self.roll_out("pilot", pilot.guided(self.agent, chosen), chosen, pilot.samples)
-
-        return self.mix("pilot", run, content, lambda found: pilot.keep(found, chosen), None)
+        return self.report(self.latest)
 
     def _control(
         self, agent: Agent, run: Run, content: str, count: int, start: Path | None, replayed: Mixture | None

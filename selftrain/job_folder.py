@@ -53,6 +53,7 @@ class JobFolder:
         missing: names of the phases still to come, and what is there of each already, in words.
         arms: those that are scored, in the order of the job.
         losses: training steps by arm folder, those of an unfinished training too.
+        drawn: the same of TRICE and its baselines, whose steps draw; ``curves``: their accuracy on the way.
         rankings: ``rerank``'s statistics by run and ranker, such as "gen1/rollout, adapter".
         runs: ``run.json`` of every run, by its folder in the job.
     """
@@ -63,6 +64,8 @@ class JobFolder:
     missing: dict[str, str]
     arms: list[ScoredArm] = field(default_factory=list)
     losses: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    drawn: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rankings: dict[str, dict[str, float]] = field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -88,7 +91,17 @@ class JobFolder:
             phases=phases,
             missing={name: _so_far(path, name) for name in planned if name not in phases},
             arms=[arm for folder in folders if (arm := _arm(path, folder)) is not None],
-            losses={folder: rows for folder in folders if (rows := _losses(path / folder))},
+            losses={
+                folder: rows
+                for folder in folders
+                if (rows := [r for r in _log(path / folder, "train_log") if "loss" in r])
+            },
+            drawn={
+                folder: rows
+                for folder in folders
+                if (rows := [r for r in _log(path / folder, "train_log") if "sampled" in r])
+            },
+            curves={folder: rows for folder in folders if (rows := _log(path / folder, "curve"))},
             rankings={
                 f"{file.parent.parent.relative_to(path).as_posix()}, {file.stem}": load_rankings(file).stats
                 for folder in folders
@@ -107,13 +120,16 @@ def plan(settings: dict[str, Any]) -> list[str]:
     """The phases that a job of these settings goes through, in order."""
     method, scored = settings["method"], settings["eval_questions"]["count"] > 0
     folders = ["base", *(["pilot"] if method["pilot"] else [])]
-    for generation in range(1, method["generations"] + 1):
+    if "arm" in method:  # TRICE and its baselines
+        folders.append(method["arm"])
+    for generation in range(1, method.get("generations", 0) + 1):
         folders += [f"gen{generation}", *(["control"] if settings["control"] and generation == 1 else [])]
     ranked = ("rank",) if method.get("step_ranker") else ()
     parts = {
         "base": ("eval",),
         "pilot": ("rollout", "mixture", "train", "eval"),
         "control": ("mixture", "train", "eval"),
+        method.get("arm", ""): ("train", "eval"),
     }
     grown = ("rollout", *ranked, "mixture", "train", "eval")
     every = [f"{folder}/{part}" for folder in folders for part in parts.get(folder, grown)]
@@ -137,9 +153,9 @@ def _arm(path: Path, folder: str) -> ScoredArm | None:
     return ScoredArm(folder, arm_name(folder), scored, Run.open(path / folder / "eval"))
 
 
-def _losses(folder: Path) -> list[dict[str, Any]]:
-    done = LossLog(folder / "adapter" / "train_log.jsonl").rows()
-    return done or LossLog(folder / "adapter.training" / "train_log.jsonl").rows()
+def _log(folder: Path, name: str) -> list[dict[str, Any]]:
+    done = LossLog(folder / "adapter" / f"{name}.jsonl").rows()
+    return done or LossLog(folder / "adapter.training" / f"{name}.jsonl").rows()
 
 
 def _so_far(path: Path, name: str) -> str:
@@ -148,7 +164,7 @@ def _so_far(path: Path, name: str) -> str:
     place = path / folder / part
     if part in ("rollout", "eval") and any(place.glob("trajectories-*.jsonl")):
         return f"{len(Run.open(place))} trajectories so far"
-    if part == "train" and (steps := len(_losses(path / folder))):
+    if part == "train" and (steps := len(_log(path / folder, "train_log"))):
         return f"{steps} steps so far"
     return "not begun"
 

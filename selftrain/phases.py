@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ..agents.agent import Agent
 from ..agents.evaluate import EvalReport, score_run
@@ -20,18 +19,23 @@ from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from ..models.memory import trim
 from .checks import trained_on
+from .digests import digest, phase_seed, weights_hash
 from .files import hash_json, read_json, write_atomic, write_json
 from .job import Job
+from .latent_method import LatentMethod
 from .mixture import Mixture
-from .report import Arm
+from .pilot import Pilot
+from .report import Arm, Report, comparisons, differences
 from .rerank import Rankings, load_rankings, rerank
 from .rest import ReST, plain
 from .selection import Kept
 from .step_rankers import StepRanker
 from .trainer import TrainConfig, Trainer
 
+AnyMethod = TypeVar("AnyMethod", bound=ReST | LatentMethod)
 
-class Phases:
+
+class Phases(Generic[AnyMethod]):
     """What one job can do, and what it has scored so far.
 
     Attributes:
@@ -45,7 +49,7 @@ class Phases:
         agent: Agent,
         train: list[Question],
         held_out: list[Question],
-        method: ReST,
+        method: AnyMethod,
         seed: int,
         eval_samples: int,
         options: dict[str, Any],
@@ -58,7 +62,7 @@ class Phases:
 
     def roll_out(self, name: str, agent: Agent, questions: Sequence[Question], samples: int) -> tuple[Run, str]:
         """The run of ``agent`` over ``questions``, and a hash of what came out."""
-        folder, seed = self.job.out / name / "rollout", _seed(self.seed, name)
+        folder, seed = self.job.out / name / "rollout", phase_seed(self.seed, name)
         inputs = {
             "agent": agent.fingerprint,
             "questions": digest(questions),
@@ -171,6 +175,12 @@ class Phases:
         self.job.phase(f"{name}/mixture", inputs, work, outputs=[path])
         return Mixture.load(path)
 
+    def pilot_mixture(self, pilot: Pilot) -> Mixture:
+        """What the pilot is trained on: its guided runs, as examples."""
+        chosen = pilot.choose(self.train, self.seed)
+        run, content = self.roll_out("pilot", pilot.guided(self.agent, chosen), chosen, pilot.samples)
+        return self.mix("pilot", run, content, lambda found: pilot.keep(found, chosen), None)
+
     def fit(self, name: str, mixture: Mixture, start: Path | None, train: TrainConfig) -> Path:
         """Train the base model, or what ``start`` holds, on ``mixture``; returns the folder of the result."""
         folder = self.job.out / name / "adapter"
@@ -190,7 +200,7 @@ class Phases:
             "mixture": mixture.fingerprint,
             "recipe": train.recipe(),
             "base": str(model.fingerprint),
-            "start": None if start is None else _weights_hash(start),
+            "start": None if start is None else weights_hash(start),
         }
 
         def discard() -> None:
@@ -202,7 +212,7 @@ class Phases:
             trainer.fit(mixture, out=folder, manifest=manifest, progress=self.options["progress"])
             trim()
             facts = read_json(folder / "manifest.json")
-            return {"hash": _weights_hash(folder), "steps": facts["steps"], "loss": facts["loss"]}
+            return {"hash": weights_hash(folder), "steps": facts["steps"], "loss": facts["loss"]}
 
         self.job.phase(f"{name}/train", inputs, work, outputs=[folder / "manifest.json"], discard=discard)
         return folder
@@ -256,6 +266,26 @@ class Phases:
         where = None if adapter is None else str(adapter)
         self.arms.append(Arm.of(arm, scored, trajectories=trajectories, adapter=where, seconds=round(seconds, 1)))
 
+    def report(self, adapter: Path | None) -> Report:
+        """Write the job's report.
+
+        Args:
+            adapter: what the job came to.
+        """
+        report = Report(
+            out=str(self.job.out),
+            questions=len(self.train),
+            held_out=len(self.held_out),
+            method=self.method.knobs(),
+            arms=self.arms,
+            deltas=differences(self.scored, comparisons([name for name, _ in self.scored])),
+            adapter=None if adapter is None else str(adapter),
+            phases=self.job.phases,
+        )
+        if self.job.leads:
+            report.save()
+        return report
+
     def _trainer(self, train: TrainConfig, start: Path | None) -> Trainer:
         checkpoint = self.checkpoint
         if train.method == "full" and start is not None and not (start / "adapter_config.json").is_file():
@@ -279,19 +309,3 @@ def release(agent: Agent) -> None:
     if rest is not None:
         rest()
     trim()
-
-
-def digest(questions: Sequence[Question]) -> dict[str, Any]:
-    """The number of questions and a hash of all they hold."""
-    return {"count": len(questions), "sha256": hash_json([q.model_dump(mode="json") for q in questions])}
-
-
-def _seed(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")
-
-
-def _weights_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

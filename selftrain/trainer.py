@@ -245,7 +245,7 @@ class Trainer:
         return final | frozen, {"rows": len(rows), "steps": total, "loss": loss}
 
     def export(self, leaves: dict[str, Any], out: Path, work: Path, facts: dict[str, Any]) -> None:
-        """Write the folder ``out`` with the log of ``work``, and delete ``work``: one appears as the other goes."""
+        """Write the folder ``out`` with the logs of ``work``, and delete ``work``: one appears as the other goes."""
         part = out.with_name(out.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -257,7 +257,8 @@ class Trainer:
             write_json(part / "manifest.json", facts)
         else:
             save_peft(part, leaves, self.config, alpha=self.train.alpha, manifest=facts)
-        shutil.copy(work / "train_log.jsonl", part / "train_log.jsonl")
+        for log in sorted(work.glob("*.jsonl")):
+            shutil.copy(log, part / log.name)
         os.replace(part, out)
         shutil.rmtree(work, ignore_errors=True)
 

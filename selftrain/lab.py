@@ -1,0 +1,185 @@
+"""Where latents are drawn and scored: the agent on the policy, the guide, the checker, the clock and the meter."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..agents.agent import Agent
+from ..agents.plan import derive_seed
+from ..agents.question import Question
+from ..agents.reason import ReasoningAgent, answer_hint
+from ..agents.rollout import rollout
+from ..agents.trajectory import Trajectory
+from ..models.errors import RestillError
+from .latent import Latent
+from .latent_method import Guide, LatentMethod
+from .loss_log import LossLog
+from .pilot import Pilot, gold_hint
+from .policy import Asked, Policy, draw
+
+PARTS = ("sampling", "scoring", "gradient", "push")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A drawn trajectory, as a latent with its reward.
+
+    Attributes:
+        latent: ``None`` where nobody knows whether it is right: its checker raised, or its run failed.
+    """
+
+    question: Question
+    trajectory: Trajectory
+    latent: Latent | None
+
+
+class Lab:
+    """What a method works with.
+
+    Args:
+        agent: as the user gave it; on the policy it draws, and with a hint it guides.
+        folder: for runs that are kept, and the errors of checkers.
+        held_out: asked for the learning curve.
+
+    Attributes:
+        seconds: wall time by what it went to: sampling, scoring, gradient, push.
+        sampled: tokens drawn so far, greedy and guided ones included, evaluation not.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        policy: Policy,
+        questions: Sequence[Question],
+        method: LatentMethod,
+        *,
+        seed: int,
+        folder: Path,
+        held_out: Sequence[Question] = (),
+    ) -> None:
+        self.agent, self.policy, self.method, self.seed, self.folder = agent, policy, method, seed, folder
+        self.questions = {q.key: q for q in questions}
+        self.held_out = list(held_out)
+        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        self.sampled = 0
+        self.checker_errors = 0
+        self._errors = LossLog(folder / "checker_errors.jsonl")
+
+    # -- drawing
+
+    def minibatch(self, step: int, size: int) -> list[Question]:
+        """The questions of a step: each epoch is a permutation, cut into batches that hold no question twice."""
+        keys = list(self.questions)
+        size = min(size, len(keys))
+        epoch, index = divmod(step, len(keys) // size)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(keys))
+        return [self.questions[keys[i]] for i in order[index * size : (index + 1) * size]]
+
+    def uniforms(self, step: int, purpose: int) -> np.random.Generator:
+        """Random numbers of one step and purpose, whatever was drawn before."""
+        return np.random.default_rng([self.seed, step, purpose])
+
+    def propose(self, questions: Sequence[Question], step: int, *, samples: int = 1, **changes: Any) -> list[Scored]:
+        """Draw from p_theta, ``samples`` for each question (beside each other), and score.
+
+        Args:
+            changes: options of the agent that differ from the free one, such as ``temperature=0.0`` or a ``hint``.
+
+        Raises:
+            RestillError: every run failed.
+        """
+        asked = [
+            Asked(question=q, seed=derive_seed(self.seed, "draw", step, q.key, n), sample=n)
+            for q in questions
+            for n in range(samples)
+        ]
+        with self.timed("sampling"):
+            drawn = draw(self.policy.drives(self.agent, **changes), asked)
+        if drawn and all(t.status == "error" for t in drawn):
+            raise RestillError(f"all {len(drawn)} runs of step {step} failed, the first with: {drawn[0].error}")
+        return self.score([a.question for a in asked], drawn, step)
+
+    def guided(self, guide: Guide, questions: Sequence[Question], samples: int) -> list[Scored]:
+        """Runs that see the answer, kept in ``guide/`` and made once, whatever kills the job.
+
+        Args:
+            guide: what to show: "answer" (a plan to search, for agents with tools), "expert" (the scripted one writes
+                the turns), or a function from a question to a hint.
+        """
+        if guide == "expert":
+            fit = [q for q in questions if q.answers]
+            agent = Pilot(questions=max(1, len(fit))).guided(self.agent, fit)
+        else:
+            named = answer_hint if isinstance(self.agent, ReasoningAgent) else gold_hint
+            hint = named if guide == "answer" else guide
+            fit = [q for q in questions if _can(hint, q)]
+            shown = self.agent.few_shot if self.agent.few_shot is not None else getattr(self.agent, "examples", 0)
+            constrained = self.agent.constrained
+            agent = self.policy.drives(self.agent, hint=hint, few_shot=shown, constrained=constrained)
+        with self.timed("sampling"):
+            run = rollout(agent, fit, out=self.folder / "guide", samples=samples, seed=self.seed, deadline=None)
+        drawn = sorted(run.filter(agent=agent.fingerprint), key=lambda t: (t.question_key, t.sample))
+        drawn = [t for t in drawn if t.question_key in self.questions]
+        return self.score([self.questions[t.question_key] for t in drawn], drawn, -1)
+
+    def score(self, questions: Sequence[Question], drawn: Sequence[Trajectory], step: int) -> list[Scored]:
+        """Ask the checker about each trajectory; one that raises is logged and leaves its trajectory out."""
+        scored = []
+        with self.timed("scoring"):
+            for question, trajectory in zip(questions, drawn, strict=True):
+                self.sampled += sum(len(s.sample.tokens) for s in trajectory.steps)
+                reward = None if trajectory.status == "error" else self._reward(question, trajectory, step)
+                latent = None if reward is None else Latent.of(trajectory).rewarded(reward, step)
+                scored.append(Scored(question, trajectory, latent))
+        return scored
+
+    def _reward(self, question: Question, trajectory: Trajectory, step: int) -> float | None:
+        try:
+            reward = float(self.method.reward(question, trajectory))
+            if not (math.isfinite(reward) and reward >= 0):
+                raise ValueError(f"a reward of {reward}; give a finite number of at least 0")
+        except Exception as error:  # of the user's checker: one question must not end the job
+            self.checker_errors += 1
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._errors.append({"step": step, "question": question.id, "error": f"{type(error).__name__}: {error}"})
+            return None
+        return reward
+
+    # -- measuring
+
+    def accuracy(self, step: int) -> dict[str, Any]:
+        """Greedy accuracy on the held-out questions with the newest parameters."""
+        agent = self.policy.drives(self.agent, temperature=0.0)
+        drawn = draw(agent, [Asked(question=q, seed=derive_seed(self.seed, "eval", q.key)) for q in self.held_out])
+        marks = [self._reward(q, t, step) or 0.0 for q, t in zip(self.held_out, drawn, strict=True)]
+        return {"step": step, "accuracy": float(np.mean(marks)), "questions": len(marks), "sampled": self.sampled}
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Count the seconds inside as ``what``."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.monotonic() - began
+
+    def shares(self) -> dict[str, float]:
+        """Share of each part in the time of all of them."""
+        whole = sum(self.seconds.values()) or 1.0
+        return {name: round(value / whole, 4) for name, value in self.seconds.items()}
+
+
+def _can(hint: Any, question: Question) -> bool:
+    try:
+        hint(question)
+    except RestillError:
+        return False
+    return True

@@ -1,0 +1,101 @@
+"""``improve`` with TRICE or one of its baselines: base, pilot, one long training on what the model draws, scores."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..models.memory import trim
+from .digests import digest, weights_hash
+from .em import Maximisation
+from .files import hash_json, read_json, write_json
+from .lab import Lab
+from .latent_method import LatentMethod
+from .phases import Phases, release
+from .policy import Policy
+from .report import Report
+
+
+class LatentImprovement(Phases[LatentMethod]):
+    """The flow of one job."""
+
+    def run(self) -> Report:
+        """Go through all phases, and write the report."""
+        method, agent = self.method, self.agent
+        self.score("base", "base", agent)
+        own = agent.model.adapter
+        start = None if own is None or method.start == "base" else Path(own.path)
+        if method.pilot is not None:
+            mixture = self.pilot_mixture(method.pilot)
+            release(agent)
+            start = self.fit("pilot", mixture, start, method.pilot.train or method.train)
+            self.score("pilot", "pilot", self.equip(start), start, len(mixture))
+            start = None if method.start == "base" else start
+        release(self.agent)
+        trained = self.maximise(method, start)
+        agent = self.equip(trained)
+        self.score(method.arm, method.arm, agent, trained, len(self.train))
+        release(agent)
+        return self.report(trained)
+
+    def maximise(self, method: LatentMethod, start: Path | None) -> Path:
+        """Train on latents from ``start`` (or the base model); the guide's runs and the last state stay beside it."""
+        home = self.job.out / method.arm
+        folder, work = home / "adapter", home / "adapter.training"
+        model, trainer = self.agent.model, self._trainer(method.train, start)
+        inputs: dict[str, Any] = {
+            "method": {k: v for k, v in method.knobs().items() if k not in ("train", "pilot")},
+            "recipe": method.train.recipe(),
+            "agent": self.agent.fingerprint,
+            "questions": digest(self.train),
+            "held_out": digest(self.held_out) if method.eval_every else None,
+            "start": None if start is None else weights_hash(start),
+            "seed": self.seed,
+        }
+
+        def discard() -> None:
+            for path in (folder, work, home / "guide"):
+                shutil.rmtree(path, ignore_errors=True)
+
+        def draw_and_train() -> dict[str, Any]:
+            self._say(f"{method.arm}: {method.steps} steps of {method.minibatch} questions")
+            policy = Policy(
+                self.checkpoint, slots=method.slots, max_context=min(method.max_context, model.max_context)
+            )  # fmt: skip
+            lab = Lab(
+                self.agent, policy, self.train, method, seed=self.seed, folder=home,
+                held_out=self.held_out if method.eval_every else (),
+            )  # fmt: skip
+            try:
+                job = Maximisation(trainer, lab, method, work, {"inputs": hash_json(inputs)})
+                leaves, summary = job.run(progress=self.options["progress"])
+            finally:
+                policy.close()
+            facts = {
+                "base": str(model.name),
+                "base_fingerprint": str(model.fingerprint),
+                "protocol": self.agent.plan.protocol,
+                "few_shot": 0,
+                "arm": method.arm,
+                "recipe": self.method.knobs(),
+                "train_question_hashes": sorted(q.key for q in self.train),
+                "begun": read_json(work / "begun.json"),
+                **summary,
+            }
+            write_json(home / "state.json", job.final_state)
+            trainer.export(leaves, folder, work, facts)
+            trim()
+            return {
+                "hash": weights_hash(folder),
+                **summary,
+                "shares": lab.shares(),
+                "checker_errors": lab.checker_errors,
+            }
+
+        made = self.job.phase(
+            f"{method.arm}/train", inputs, draw_and_train, outputs=[folder / "manifest.json"], discard=discard
+        )
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in made["shares"].items())
+        self._say(f"{method.arm}: wall time: {shares}")
+        return folder
