@@ -13,6 +13,7 @@ from ..agents.trajectory import Trajectory
 Reward = Callable[[Question, Trajectory], float]
 """From a question with its answers and a trajectory to a number of at least 0."""
 
+_LETTER = re.compile(r"\(?([A-Z])\)?")
 _ASIDE = re.compile(r"[\s,$%]")
 
 
@@ -24,7 +25,12 @@ def right(question: Question, trajectory: Trajectory) -> float:
 
 
 def same_answer(said: str, golds: list[str]) -> bool:
-    """Exact match as SQuAD has it, but "-5" is not "5" and "1,000" is "1000.0"."""
+    """Exact match as SQuAD has it, but "-5" is not "5", "1,000" is "1000.0", and the option "(A)" is no article."""
+    options = [_LETTER.fullmatch(text.strip()) for text in (said, *golds)]
+    if any(options[1:]):
+        letters = [None if option is None else option[1] for option in options]
+        others = [gold for gold, option in zip(golds, options[1:], strict=True) if option is None]
+        return (letters[0] is not None and letters[0] in letters[1:]) or (bool(others) and same_answer(said, others))
     number = _number(said)
     wanted = [_number(gold) for gold in golds]
     if number is None or None in wanted:
