@@ -96,15 +96,15 @@ class Maximisation:
                 if self._spent():
                     break
                 terms = source.step(lab, step)
-                if terms.over:
-                    break
                 if terms.reset:
                     trained, state = self.steps.place(self.initial), self.steps.place(self.steps.init(self.initial))
                 row: dict[str, Any] = {"step": step + 1, **terms.facts}
                 if not terms.void:
                     with lab.timed("gradient"):
                         sums, spread = self._gradient(trained, terms.terms)
-                        trained, state, loss, norm = self.steps.update(trained, state, self._progress(step), sums)
+                        trained, state, loss, norm = self.steps.update(
+                            trained, state, self._rate_step(step, terms.progress), sums
+                        )
                     row |= {"surrogate": loss, "grad_norm": norm, "grad_variance": spread}
                 if not terms.void or terms.reset:
                     self._push(trained)
@@ -153,9 +153,11 @@ class Maximisation:
                 params = merge(self.params, {**self.frozen, **leaves}, alpha=self.trainer.train.alpha)
             self.lab.policy.push(params)
 
-    def _progress(self, step: int) -> float:
+    def _rate_step(self, step: int, progress: float | None) -> float:
         """Where the schedule of the rate stands: by steps, or by tokens where they end the job sooner."""
         method = self.method
+        if progress is not None:
+            return progress * method.steps
         spent = [step / method.steps]
         spent += [self.trained_tokens / method.trained_tokens] if method.trained_tokens else []
         spent += [self.lab.sampled / method.sampled_tokens] if method.sampled_tokens and method.online else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,17 +118,27 @@ class Lab:
             fit = [q for q in questions if q.answers]
             agent = Pilot(questions=max(1, len(fit))).guided(self.agent, fit)
         else:
-            named = answer_hint if isinstance(self.agent, ReasoningAgent) else gold_hint
-            hint = named if guide == "answer" else guide
+            hint = self._hint if guide == "answer" else guide
             fit = [q for q in questions if _can(hint, q)]
-            shown = self.agent.few_shot if self.agent.few_shot is not None else getattr(self.agent, "examples", 0)
-            constrained = self.agent.constrained
-            agent = self.policy.drives(self.agent, hint=hint, few_shot=shown, constrained=constrained)
+            agent = self.policy.drives(self.agent, **self._shown(hint))
         with self.timed("sampling"):
             run = rollout(agent, fit, out=self.folder / "guide", samples=samples, seed=self.seed, deadline=None)
         drawn = sorted(run.filter(agent=agent.fingerprint), key=lambda t: (t.question_key, t.sample))
         drawn = [t for t in drawn if t.question_key in self.questions]
         return self.score([self.questions[t.question_key] for t in drawn], drawn, -1)
+
+    def hinted(self, questions: Sequence[Question], step: int) -> list[Scored]:
+        """Greedy runs that see the answer as a hint, with the newest parameters."""
+        fit = [q for q in questions if _can(self._hint, q)]
+        return self.propose(fit, step, temperature=0.0, **self._shown(self._hint)) if fit else []
+
+    def _hint(self, question: Question) -> str:
+        return answer_hint(question) if isinstance(self.agent, ReasoningAgent) else gold_hint(question)
+
+    def _shown(self, hint: Callable[[Question], str]) -> dict[str, Any]:
+        """A guide sees the hint and the user's few-shot examples, and may be held to the grammar: it is any
+        distribution."""
+        return {"hint": hint, "few_shot": self.agent.examples, "constrained": self.agent.constrained}
 
     def score(self, questions: Sequence[Question], drawn: Sequence[Trajectory], step: int) -> list[Scored]:
         """Ask the checker about each trajectory; one that raises is logged and leaves its trajectory out."""

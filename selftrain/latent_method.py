@@ -43,14 +43,14 @@ class Terms:
         facts: for the log.
         void: there is no estimate at all; the optimiser is left alone.
         reset: go back to the initial parameters and a fresh optimiser first.
-        over: there is nothing more to draw; training ends before this step.
+        progress: where the schedule of the rate stands, 0 to 1; ``None``: where the job stands.
     """
 
     terms: list[Term]
     facts: dict[str, Any] = field(default_factory=dict)
     void: bool = False
     reset: bool = False
-    over: bool = False
+    progress: float | None = None
 
 
 class Source(Protocol):
