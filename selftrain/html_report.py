@@ -20,11 +20,15 @@ from ..models.errors import RestillError
 from .arm_stats import ArmStats
 from .files import write_atomic
 from .job_folder import JobFolder, ScoredArm, arm_name, flat
-from .plots import interval_plot, loss_plot
+from .plots import interval_plot, line_plot
 from .report import comparisons, differences
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 PAGE = "report.html"
+
+
+_SHARES = ("right", "accepted", "solved", "turnover", "answered", "rationalised")
+"""What TRICE and its baselines log of their draws, as shares."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,15 @@ def _plots(job: JobFolder, arms: Sequence[tuple[ScoredArm, ArmStats]]) -> dict[s
         found["searches"] = interval_plot("searches", "tool calls a question", names, calls, spread)
     if job.losses:
         curves = {arm_name(f): [(row["step"], row["loss"]) for row in rows] for f, rows in job.losses.items()}
-        found["loss"] = loss_plot("loss", curves)
+        found["loss"] = line_plot("loss", "training loss", curves)
+    for folder, rows in job.drawn.items():
+        shares = {name: [(r["step"], r[name]) for r in rows if name in r] for name in _SHARES}
+        found["drawn"] = line_plot("drawn", f"{folder}, share", {name: c for name, c in shares.items() if c})
+        spread = [(r["step"], r["grad_variance"]) for r in rows if "grad_variance" in r]
+        found["variance"] = line_plot("variance", "gradient variance", {folder: spread}, logarithmic=True)
+    if job.curves:
+        curves = {f: [(row["sampled"], 100 * row["accuracy"]) for row in rows] for f, rows in job.curves.items()}
+        found["curve"] = line_plot("curve", "held-out accuracy, %", curves, across="tokens drawn")
     return {name: Markup(svg) for name, svg in found.items()}
 
 

@@ -39,18 +39,32 @@ def interval_plot(
     return _svg(figure, name)
 
 
-def loss_plot(name: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """Training loss over steps, one line an arm.
+def line_plot(
+    name: str,
+    label: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    across: str = "step",
+    logarithmic: bool = False,
+) -> str:
+    """One line a name, such as the training loss of each arm over steps.
+
+    Args:
+        label, across: of the axes.
 
     Raises:
         RestillError: matplotlib is not installed.
     """
     figure, axes = _figure(width=7.5)
     for arm, points in curves.items():
-        axes.plot([step for step, _ in points], [loss for _, loss in points], label=arm, linewidth=1.2)
-    axes.set_xlabel("step")
-    axes.set_ylabel("training loss")
-    axes.set_ylim(bottom=0)
+        shown = [(x, y) for x, y in points if y > 0 or not logarithmic]
+        axes.plot([x for x, _ in shown], [y for _, y in shown], label=arm, linewidth=1.2)
+    axes.set_xlabel(across)
+    axes.set_ylabel(label)
+    if logarithmic:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     return _svg(figure, name)
 

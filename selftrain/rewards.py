@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 
 from ..agents.question import Question
-from ..agents.scores import exact_match
+from ..agents.scores import normalise
 from ..agents.trajectory import Trajectory
 
 Reward = Callable[[Question, Trajectory], float]
@@ -24,18 +24,17 @@ def right(question: Question, trajectory: Trajectory) -> float:
     return float(same_answer(trajectory.answer, question.answers))
 
 
-def same_answer(said: str, golds: list[str]) -> bool:
+def same_answer(said: str, golds: Sequence[str]) -> bool:
     """Exact match as SQuAD has it, but "-5" is not "5", "1,000" is "1000.0", and the option "(A)" is no article."""
-    options = [_LETTER.fullmatch(text.strip()) for text in (said, *golds)]
-    if any(options[1:]):
-        letters = [None if option is None else option[1] for option in options]
-        others = [gold for gold, option in zip(golds, options[1:], strict=True) if option is None]
-        return (letters[0] is not None and letters[0] in letters[1:]) or (bool(others) and same_answer(said, others))
-    number = _number(said)
-    wanted = [_number(gold) for gold in golds]
-    if number is None or None in wanted:
-        return exact_match(said, golds) > 0
-    return number in wanted
+    return canonical(said) in {canonical(gold) for gold in golds}
+
+
+def canonical(text: str) -> str:
+    """One spelling for answers that are the same: of a number, an option's letter, or words."""
+    if (option := _LETTER.fullmatch(text.strip())) is not None:
+        return option[1]
+    number = _number(text)
+    return normalise(text) if number is None else str(number.normalize() + 0)
 
 
 def _number(text: str) -> Decimal | None:

@@ -17,6 +17,7 @@ from restill.models.errors import RestillError
 from restill.models.lora import WEIGHTS, load_peft
 from restill.selftrain import em, lab
 from restill.selftrain.checkpoint import Checkpoints
+from restill.selftrain.html_report import write_html
 from restill.selftrain.improve import improve
 from restill.selftrain.job_folder import JobFolder
 from restill.selftrain.report import Report
@@ -130,6 +131,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     train(out, train=replace(TRAIN, checkpoint_steps=1), eval_every=2)
     return out
+
+
+def test_the_report_shows_acceptance_variance_and_the_learning_curve(tmp_path: Path) -> None:
+    held_out = [Question(id=f"h{i}", question=f"how {i}", answers=["x"]) for i in range(2)]
+    report = improve(agent(), questions(), out=tmp_path, method=method(eval_every=2), eval=held_out)
+    assert [arm.name for arm in report.arms] == ["base", "TRICE"]
+    assert [row["step"] for row in logged(tmp_path, "curve")] == [0, 2, 4]
+    page = write_html(tmp_path).read_text()
+    assert 'id="drawn"' in page and "gradient variance" in page and "held-out accuracy" in page
 
 
 def test_memories_outlive_a_checkpoint_with_their_tokens_and_ages(whole: Path) -> None:
