@@ -140,7 +140,7 @@ def make_student(
         return Checkpoint(teacher.name, replace(config, vocab_size=size), params, vocabulary.tokenizer, ""), vocabulary
     vocabulary = prune_vocabulary(teacher.tokenizer, seen)
     config = nano_config(len(vocabulary.ids), student.parameters, max_positions=teacher.config.max_positions)
-    return Checkpoint("nano", config, _fresh(config, seed), vocabulary.tokenizer, ""), vocabulary
+    return Checkpoint("nano", config, fresh_params(config, seed), vocabulary.tokenizer, ""), vocabulary
 
 
 def _without_layers(teacher: Checkpoint, keep: int) -> tuple[DecoderConfig, dict[str, np.ndarray]]:
@@ -160,7 +160,7 @@ def _rows(table: np.ndarray, vocabulary: PrunedVocabulary) -> np.ndarray:
     return np.concatenate([rows, new])
 
 
-def _fresh(config: DecoderConfig, seed: int) -> dict[str, np.ndarray]:
+def fresh_params(config: DecoderConfig, seed: int) -> dict[str, np.ndarray]:
     """Normal with deviation 0.02, what each block adds to the residual smaller by sqrt(2 layers) (GPT-2's rule)."""
     rng = np.random.default_rng(seed)
     params = {}

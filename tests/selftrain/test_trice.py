@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from restill.agents.budget import Budget
 from restill.agents.question import Question
+from restill.agents.react import ReActAgent
 from restill.agents.trajectory import Trajectory
 from restill.models.errors import RestillError
 from restill.models.lora import WEIGHTS, load_peft
@@ -21,6 +23,7 @@ from restill.selftrain.html_report import write_html
 from restill.selftrain.improve import improve
 from restill.selftrain.job_folder import JobFolder
 from restill.selftrain.report import Report
+from restill.selftrain.rewards import right
 from restill.selftrain.steps import TrainSteps
 from restill.selftrain.trainer import TrainConfig
 from restill.selftrain.trice_memory import Memory
@@ -173,3 +176,33 @@ def test_bad_settings_are_named(changes: dict, message: str) -> None:
 def test_a_control_arm_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RestillError, match="control=True"):
         improve(agent(), questions(), out=tmp_path, method=method(), control=True)
+
+
+def search(query: str) -> str:
+    """Find passages."""
+    return f"{query} was made by Ada"
+
+
+def test_trajectories_with_tools_go_the_same_way_from_an_experts_memories(tmp_path: Path) -> None:
+    acting = ReActAgent(
+        agent().model, [search], budget=Budget(steps=2), step_tokens=32, few_shot=0, observation_tokens=24
+    )
+    asked = [
+        Question(id=str(i), question=f"Who made ship {i}?", answers=["Ada"], gold_titles=[f"Ship {i}"])
+        for i in range(4)
+    ]
+    train_config = replace(TRAIN, row_length=1024)
+    improve(
+        acting,
+        asked,
+        out=tmp_path,
+        method=method(guide="expert", guide_samples=1, reward=right, max_context=1024, train=train_config, steps=2),
+    )
+    memory = Memory.from_rows(json.loads((tmp_path / "TRICE" / "state.json").read_text()))
+    assert len(memory.latents) == 4 and {z.answer for z in memory.latents.values()} == {"Ada"}
+    tokenizer = acting.model.tokenizer
+    [sequence] = next(iter(memory.latents.values())).sequences
+    learnt = tokenizer.decode([t for t, w in zip(sequence.tokens, sequence.weights, strict=True) if w])
+    assert "Action: search" in learnt and "was made by" not in learnt
+    assert "was made by" in tokenizer.decode(sequence.tokens)
+    assert all(row["right"] == 0 and row["solved"] == 1 and row["grad_norm"] > 0 for row in logged(tmp_path))

@@ -1,0 +1,193 @@
+"""The cells of ``benchmarks/trice.py``: one method at one seed, from the same model and questions."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from restill import TRICE, JaxChatModel, Question, ReasoningAgent, evaluate, improve
+from restill.agents.evaluate import EvalReport
+from restill.models.checkpoint.load import Checkpoint, load_decoder
+from restill.models.student import fresh_params, nano_config
+from restill.models.testing import tiny_tokenizer
+from restill.selftrain.baselines import DirectAnswer, FilteredSFT, ReferenceSFT, RejectionSampling, STaR
+from restill.selftrain.latent_method import LatentMethod
+from restill.selftrain.loss_log import LossLog
+from restill.selftrain.mixture import Example, Mixture
+from restill.selftrain.tasks import arithmetic_chains, read_bbh, read_bbh_prompt, read_gsm8k, split
+from restill.selftrain.trainer import TrainConfig, Trainer
+from restill.selftrain.voting import Marks, marks, voted
+
+METHODS = ("trice", "basic", "star", "rejection", "filtered", "reference", "direct")
+VOTES = 40
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a run share.
+
+    Attributes:
+        task: its name in the cells.
+        votes: samples a held-out question for self-consistency.
+        chains: how hard they are; also those that teach the nano model, of so many ``parameters``: ``taught``.
+    """
+
+    model: str
+    task: str
+    train: list[Question]
+    held_out: list[Question]
+    demonstrations: list[tuple[str, str]]
+    steps: int
+    minibatch: int
+    resampled: int
+    slots: int
+    votes: int
+    recipe: TrainConfig
+    step_tokens: int
+    max_context: int
+    eval_every: int
+    chains: dict[str, Any] = field(default_factory=dict)
+    parameters: int = 0
+    taught: int = 0
+
+
+def build(setting: Setting, name: str, caps: tuple[int, int] | None) -> LatentMethod:
+    """A method by its short name; ``caps`` are the tokens that it may draw and train on."""
+    drawn, trained = caps or (0, 0)
+    shared: dict[str, Any] = {
+        "minibatch": setting.minibatch,
+        "resampled": setting.resampled,
+        "train": setting.recipe,
+        "slots": setting.slots,
+        "max_context": setting.max_context,
+        "eval_every": setting.eval_every,
+        "sampled_tokens": drawn,
+        "trained_tokens": trained,
+    }
+    draws = max(1, -(-setting.steps * setting.minibatch // len(setting.train)))
+    long = 20 * setting.steps  # until the tokens are spent
+    made = {
+        "trice": lambda: TRICE(steps=setting.steps, **shared),
+        "basic": lambda: TRICE(steps=long, estimator="basic", **shared),
+        "star": lambda: STaR(steps=setting.steps, rounds=min(3, setting.steps), **shared),
+        "rejection": lambda: RejectionSampling(
+            steps=long, samples=4, **{**shared, "minibatch": max(1, setting.minibatch // 4)}
+        ),
+        "filtered": lambda: FilteredSFT(steps=long, samples=4 * draws, **shared),
+        "reference": lambda: ReferenceSFT(steps=long, **shared),
+        "direct": lambda: DirectAnswer(steps=long, **shared),
+    }
+    return made[name]()
+
+
+def slip(rationale: str, rng: random.Random, share: float) -> str:
+    """A rationale in which so many results are wrong by one or two, and what follows goes on from them."""
+    sums, _, _ = rationale.rpartition(" The answer is")
+    steps = [part.rstrip(".").split() for part in sums.split(". ")]
+    total, written = int(steps[0][0]), []
+    for _, sign, number, _, _ in steps:
+        after = total + int(number) if sign == "+" else total - int(number)
+        if rng.random() < share:
+            after = max(0, after + rng.choice((-2, -1, 1, 2)))
+        written.append(f"{total} {sign} {number} = {after}.")
+        total = after
+    return " ".join([*written, f"The answer is {total}."])
+
+
+def nano_start(setting: Setting, folder: Path, seed: int) -> Path:
+    """A nano model that has learnt the form of a rationale from teachers who slip: right now and then."""
+    if (folder / "manifest.json").is_file():
+        return folder
+    tokenizer = tiny_tokenizer()
+    config = nano_config(tokenizer.vocab_size, setting.parameters, max_positions=512)
+    agent = ReasoningAgent(JaxChatModel.from_checkpoint(Checkpoint("nano", config, {}, tokenizer, "nano")))
+    rng = random.Random(f"teachers {seed}")
+    examples = []
+    avoid = [*setting.train, *setting.held_out]
+    for question in arithmetic_chains(setting.taught, seed=1000 + seed, avoid=avoid, **setting.chains):
+        prompt = tokenizer.chat(agent.messages(question))
+        own = [*tokenizer.encode(slip(question.metadata["rationale"], rng, 0.25)), tokenizer.eos_ids[0]]
+        examples.append(Example(tokens=(*prompt, *own), weights=(*[0.0] * len(prompt), *[1.0] * len(own))))
+    train = TrainConfig(
+        method="full", embeddings=True, lr=2e-3, epochs=4, rows=4, row_length=512, warmup=0.1, seed=seed
+    )  # fmt: skip
+    trainer = Trainer(config, fresh_params(config, seed), train, tokenizer=tokenizer)
+    return trainer.fit(Mixture.of(examples), out=folder, progress=True)
+
+
+def run_cell(setting: Setting, out: Path, seed: int, name: str, caps: tuple[int, int] | None) -> dict[str, Any]:
+    """One method at one seed, trained and scored."""
+    started = time.monotonic()
+    source: str | Path = setting.model
+    if setting.model == "nano":
+        source = nano_start(setting, out / f"start-{seed}", seed)
+    checkpoint = load_decoder(str(source))
+    model = JaxChatModel.from_checkpoint(
+        checkpoint, slots=setting.slots, max_context=setting.max_context, precision="f32"
+    )  # fmt: skip
+    agent = ReasoningAgent(model, setting.demonstrations, few_shot=0, step_tokens=setting.step_tokens)
+    method = replace(build(setting, name, caps), train=replace(setting.recipe, seed=seed))
+    folder = out / name / str(seed)
+    report = improve(
+        agent, setting.train, out=folder, method=method, eval=setting.held_out, seed=seed, deadline=None, progress=True
+    )
+    trained = Path(str(report.adapter))
+    after: JaxChatModel = (
+        model.with_adapter(trained)
+        if (trained / "adapter_config.json").is_file()
+        else JaxChatModel.from_pretrained(
+            trained, slots=setting.slots, max_context=setting.max_context, precision="f32"
+        )  # fmt: skip
+    )
+    greedy = {arm: _marks(folder / arm / "eval.json") for arm in ("base", method.arm)}
+    votes = evaluate(
+        agent.replace(model=after, temperature=0.7), setting.held_out, out=folder / "votes", samples=setting.votes,
+        seed=seed, deadline=None,
+    )  # fmt: skip
+    after.close()
+    rows, made = LossLog(trained / "train_log.jsonl").rows(), report.phases[f"{method.arm}/train"]
+    return {
+        "model": setting.model, "task": setting.task, "seed": seed, "method": name,
+        "base": greedy["base"].of, "greedy": greedy[method.arm].of, "vote": voted(votes).of,
+        "samples": marks(votes).mean, "sampled": made["sampled_tokens"], "trained": made["trained_tokens"],
+        "steps": made["steps"], "shares": made["shares"], "seconds": round(time.monotonic() - started),
+        "curve": [[r["sampled"], r["trained"], r["accuracy"]] for r in LossLog(trained / "curve.jsonl").rows()],
+        "log": [[r["step"], r.get("right"), r.get("accepted"), r.get("grad_variance"), r.get("grad_norm"),
+                 r.get("turnover")] for r in rows],
+    }  # fmt: skip
+
+
+def _marks(file: Path) -> Marks:
+    return marks(EvalReport.model_validate_json(file.read_bytes()))
+
+
+def make_setting(model: str, quick: bool, steps: int, bbh: Path | None, gsm8k: Path | None) -> Setting:
+    """Sizes and data of a run."""
+    nano = model == "nano"
+    recipe = TrainConfig(
+        method="full" if nano else "lora", embeddings=nano, lr=5e-4 if nano else 1e-3, rows=2, row_length=512,
+        warmup=0.1, checkpoint_seconds=120.0,
+    )  # fmt: skip
+    chains: dict[str, Any] = {"steps": (1, 1), "largest": 2} if quick else {"steps": (2, 4), "largest": 9}
+    train = arithmetic_chains(16 if quick else 300, seed=1, **chains)
+    held_out = arithmetic_chains(8 if quick else 200, seed=2, avoid=train, **chains)
+    task, demonstrations, longest, context = "chains", [], 96, 320
+    if bbh is not None:
+        train, held_out = split(read_bbh(bbh), *((16, 8) if quick else (150, 100)))
+        demonstrations = read_bbh_prompt(bbh.with_name(f"{bbh.stem}.cot_prompt.txt"))
+        task, longest, context = bbh.stem, 64 if quick else 256, 2048
+        recipe = replace(recipe, row_length=1024)
+    elif gsm8k is not None:
+        train, held_out = split(read_gsm8k(gsm8k), *((16, 8) if quick else (1000, 300)))
+        task, longest, context = "gsm8k", 64 if quick else 256, 768
+        recipe = replace(recipe, row_length=768)
+    return Setting(
+        model=model, task=task, train=train, held_out=held_out, demonstrations=demonstrations,
+        steps=steps or (3 if quick else 60), minibatch=8 if quick else 32, resampled=4 if quick else 16,
+        slots=8 if quick or not nano else 32, votes=4 if quick else VOTES, recipe=recipe, step_tokens=longest,
+        max_context=context, eval_every=2 if quick else 10, parameters=200_000 if quick else 2_000_000,
+        taught=400 if quick else 3000, chains=chains,
+    )  # fmt: skip
