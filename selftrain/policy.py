@@ -55,7 +55,8 @@ class Policy:
 
     def push(self, params: Mapping[str, Any]) -> None:
         """Draw from these canonical parameters from now on; nobody may be drawing."""
-        self.close()
+        if self._engine is not None:
+            return self._engine.update(params)
         enable_compile_cache()
         self._engine = Engine(
             self._checkpoint.config,
