@@ -78,6 +78,8 @@ def improve(
     refuse(agent, train, held_out, method)
     if control and isinstance(method, LatentMethod):
         raise RestillError(f"control=True compares ReST with a random mixture; {type(method).__name__} has none")
+    if isinstance(method, LatentMethod) and shard is not None and shard[1] > 1:
+        raise RestillError(f"shard={shard}: {type(method).__name__} is one worker's work; leave shard out")
     settings = {
         "method": method.knobs(),
         "seed": seed,

@@ -60,7 +60,7 @@ class LatentImprovement(Phases[LatentMethod]):
                 shutil.rmtree(path, ignore_errors=True)
 
         def draw_and_train() -> dict[str, Any]:
-            self._say(f"{method.arm}: {method.steps} steps of {method.minibatch} questions")
+            self.job.say(f"{method.arm}: {method.steps} steps of {method.minibatch} questions")
             policy = Policy(
                 self.checkpoint, slots=method.slots, max_context=min(method.max_context, model.max_context)
             )  # fmt: skip
@@ -98,5 +98,5 @@ class LatentImprovement(Phases[LatentMethod]):
             f"{method.arm}/train", inputs, draw_and_train, outputs=[folder / "manifest.json"], discard=discard
         )
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in made["shares"].items())
-        self._say(f"{method.arm}: wall time: {shares}")
+        self.job.say(f"{method.arm}: wall time: {shares}")
         return folder
