@@ -32,7 +32,9 @@ class Setting:
     Attributes:
         task: its name in the cells.
         votes: samples a held-out question for self-consistency.
-        chains: how hard they are; also those that teach the nano model, of so many ``parameters``: ``taught``.
+        chains: how hard they are; also the ``taught`` rationales that all methods start
+            from. Empty: another task, and the model as it is.
+        parameters: of a nano model.
     """
 
     model: str
@@ -97,55 +99,57 @@ def slip(rationale: str, rng: random.Random, share: float) -> str:
     return " ".join([*written, f"The answer is {total}."])
 
 
-def nano_start(setting: Setting, folder: Path, seed: int) -> Path:
-    """A nano model that has learnt the form of a rationale from teachers who slip: right now and then."""
-    if (folder / "manifest.json").is_file():
-        return folder
-    tokenizer = tiny_tokenizer()
-    config = nano_config(tokenizer.vocab_size, setting.parameters, max_positions=512)
-    agent = ReasoningAgent(JaxChatModel.from_checkpoint(Checkpoint("nano", config, {}, tokenizer, "nano")))
-    rng = random.Random(f"teachers {seed}")
-    examples = []
-    avoid = [*setting.train, *setting.held_out]
-    for question in arithmetic_chains(setting.taught, seed=1000 + seed, avoid=avoid, **setting.chains):
-        prompt = tokenizer.chat(agent.messages(question))
-        own = [*tokenizer.encode(slip(question.metadata["rationale"], rng, 0.25)), tokenizer.eos_ids[0]]
-        examples.append(Example(tokens=(*prompt, *own), weights=(*[0.0] * len(prompt), *[1.0] * len(own))))
-    train = TrainConfig(
-        method="full", embeddings=True, lr=2e-3, epochs=4, rows=4, row_length=512, warmup=0.1, seed=seed
-    )  # fmt: skip
-    trainer = Trainer(config, fresh_params(config, seed), train, tokenizer=tokenizer)
-    return trainer.fit(Mixture.of(examples), out=folder, progress=True)
+def start(setting: Setting, folder: Path, seed: int) -> Checkpoint | Path | None:
+    """What all methods start from: on chains, a model that has seen a few rationales of teachers who slip.
+
+    A nano model knows nothing before, and SmolLM2-135M gets no chain right zero-shot; after it, both are right now and
+    then. ``None``: the model as it is.
+    """
+    if not setting.chains:
+        return None
+    nano = setting.model == "nano"
+    if nano:
+        tokenizer = tiny_tokenizer()
+        config = nano_config(tokenizer.vocab_size, setting.parameters, max_positions=512)
+        base = Checkpoint("nano", config, fresh_params(config, seed), tokenizer, "nano")
+    else:
+        base = load_decoder(setting.model)
+    train = replace(setting.recipe, lr=2e-3, epochs=4 if nano else 2, rows=4 if nano else 1, seed=seed)
+    if not (folder / "manifest.json").is_file():
+        agent, rng = ReasoningAgent(JaxChatModel.from_checkpoint(base)), random.Random(f"teachers {seed}")
+        asked = arithmetic_chains(
+            setting.taught, seed=1000 + seed, avoid=[*setting.train, *setting.held_out], **setting.chains
+        )  # fmt: skip
+        examples = []
+        for question in asked:
+            prompt = base.tokenizer.chat(agent.messages(question))
+            own = [*base.tokenizer.encode(slip(question.metadata["rationale"], rng, 0.25)), base.tokenizer.eos_ids[0]]
+            examples.append(Example(tokens=(*prompt, *own), weights=(*[0.0] * len(prompt), *[1.0] * len(own))))
+        trainer = Trainer(base.config, base.params, train, tokenizer=base.tokenizer)
+        trainer.fit(Mixture.of(examples), out=folder, manifest={"few_shot": 0}, progress=True)
+    return load_decoder(folder) if nano else folder
 
 
 def run_cell(setting: Setting, out: Path, seed: int, name: str, caps: tuple[int, int] | None) -> dict[str, Any]:
     """One method at one seed, trained and scored."""
     started = time.monotonic()
-    source: str | Path = setting.model
-    if setting.model == "nano":
-        source = nano_start(setting, out / f"start-{seed}", seed)
-    checkpoint = load_decoder(str(source))
-    model = JaxChatModel.from_checkpoint(
-        checkpoint, slots=setting.slots, max_context=setting.max_context, precision="f32"
-    )  # fmt: skip
-    agent = ReasoningAgent(model, setting.demonstrations, few_shot=0, step_tokens=setting.step_tokens)
+    begin = start(setting, out / f"start-{seed}", seed)
+    serving: dict[str, Any] = {"slots": setting.slots, "max_context": setting.max_context, "precision": "f32"}
+    checkpoint = begin if isinstance(begin, Checkpoint) else load_decoder(setting.model)
+    model = JaxChatModel.from_checkpoint(checkpoint, adapter=begin if isinstance(begin, Path) else None, **serving)
+    agent = ReasoningAgent(model, setting.demonstrations, step_tokens=setting.step_tokens)
     method = replace(build(setting, name, caps), train=replace(setting.recipe, seed=seed))
     folder = out / name / str(seed)
     report = improve(
         agent, setting.train, out=folder, method=method, eval=setting.held_out, seed=seed, deadline=None, progress=True
     )
     trained = Path(str(report.adapter))
-    after: JaxChatModel = (
-        model.with_adapter(trained)
-        if (trained / "adapter_config.json").is_file()
-        else JaxChatModel.from_pretrained(
-            trained, slots=setting.slots, max_context=setting.max_context, precision="f32"
-        )  # fmt: skip
-    )
+    low_rank = (trained / "adapter_config.json").is_file()
+    after = model.with_adapter(trained) if low_rank else JaxChatModel.from_pretrained(trained, **serving)
     greedy = {arm: _marks(folder / arm / "eval.json") for arm in ("base", method.arm)}
     votes = evaluate(
-        agent.replace(model=after, temperature=0.7), setting.held_out, out=folder / "votes", samples=setting.votes,
-        seed=seed, deadline=None,
+        agent.replace(model=after, temperature=0.7, few_shot=0), setting.held_out, out=folder / "votes",
+        samples=setting.votes, seed=seed, deadline=None,
     )  # fmt: skip
     after.close()
     rows, made = LossLog(trained / "train_log.jsonl").rows(), report.phases[f"{method.arm}/train"]
@@ -178,10 +182,12 @@ def make_setting(model: str, quick: bool, steps: int, bbh: Path | None, gsm8k: P
     if bbh is not None:
         train, held_out = split(read_bbh(bbh), *((16, 8) if quick else (150, 100)))
         demonstrations = read_bbh_prompt(bbh.with_name(f"{bbh.stem}.cot_prompt.txt"))
+        chains = {}
         task, longest, context = bbh.stem, 64 if quick else 256, 2048
         recipe = replace(recipe, row_length=1024)
     elif gsm8k is not None:
         train, held_out = split(read_gsm8k(gsm8k), *((16, 8) if quick else (1000, 300)))
+        chains = {}
         task, longest, context = "gsm8k", 64 if quick else 256, 768
         recipe = replace(recipe, row_length=768)
     return Setting(
@@ -189,5 +195,5 @@ def make_setting(model: str, quick: bool, steps: int, bbh: Path | None, gsm8k: P
         steps=steps or (3 if quick else 60), minibatch=8 if quick else 32, resampled=4 if quick else 16,
         slots=8 if quick or not nano else 32, votes=4 if quick else VOTES, recipe=recipe, step_tokens=longest,
         max_context=context, eval_every=2 if quick else 10, parameters=200_000 if quick else 2_000_000,
-        taught=400 if quick else 3000, chains=chains,
+        taught=400 if quick else 3000 if nano else 150, chains=chains,
     )  # fmt: skip
