@@ -35,6 +35,7 @@ def train(out: Path, **changes: Any) -> Report:
     return improve(agent(), questions(), out=out, method=method(**changes))
 
 
+@pytest.mark.slow
 def test_the_share_of_right_proposals_rises(tmp_path: Path) -> None:
     full: Any = TrainConfig(method="full", embeddings=True, lr=0.02, rows=2, row_length=128, warmup=0.0)
     report = train(tmp_path, steps=30, minibatch=8, resampled=8, train=full)
@@ -183,6 +184,7 @@ def search(query: str) -> str:
     return f"{query} was made by Ada"
 
 
+@pytest.mark.slow
 def test_trajectories_with_tools_go_the_same_way_from_an_experts_memories(tmp_path: Path) -> None:
     acting = ReActAgent(
         agent().model, [search], budget=Budget(steps=2), step_tokens=32, few_shot=0, observation_tokens=24

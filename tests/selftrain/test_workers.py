@@ -72,6 +72,7 @@ def test_workers_make_what_one_makes_and_all_return_the_report(tmp_path: Path) -
     assert _facts(alone, tmp_path) == _facts(reports[0], tmp_path) and not model.requests
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_is_started_again_while_the_other_waits(tmp_path: Path, monkeypatch: Any) -> None:
     real, deaths = phases.rollout, iter([1])
 
