@@ -9,6 +9,7 @@ import numpy as np
 
 from .checkpoint.load import Checkpoint
 from .config import DecoderConfig
+from .copying import write_copying
 from .decoder import param_shapes
 from .errors import RestillError
 from .vocabulary import PrunedVocabulary, prune_vocabulary
@@ -31,7 +32,7 @@ class FewerLayers:
 
 @dataclass(frozen=True, kw_only=True)
 class Nano:
-    """A Llama from random weights over a pruned vocabulary (see :func:`nano_config`).
+    """A small Llama over a pruned vocabulary (see :func:`nano_config`), fresh but for copying (see ``copying``).
 
     Attributes:
         parameters: the most it may have, its embeddings (tied) included.
@@ -81,7 +82,8 @@ def nano_config(vocab_size: int, parameters: int, *, max_positions: int = 4096) 
 
     The width is a multiple of 32 (one head each), the feed-forward 8/3 as wide, embeddings are tied; all heads share
     one key-value head (Shazeer 1911.02150), because the engine's time with so small a model goes into reading the
-    cache. At least 2 layers: copying from the context takes two (Olsson et al. 2209.11895).
+    cache. At least 2 layers: copying from the context takes two (see ``copying``). The slower half of the rotary
+    frequencies leaves content alone over a whole context.
 
     Raises:
         RestillError: the smallest such model has more parameters.
@@ -96,6 +98,7 @@ def nano_config(vocab_size: int, parameters: int, *, max_positions: int = 4096) 
             num_kv_heads=1,
             head_dim=HEAD_DIM,
             intermediate_size=-(-8 * width // (3 * 32)) * 32,
+            rope_theta=1e6,
             max_positions=max_positions,
         )
 
@@ -140,7 +143,9 @@ def make_student(
         return Checkpoint(teacher.name, replace(config, vocab_size=size), params, vocabulary.tokenizer, ""), vocabulary
     vocabulary = prune_vocabulary(teacher.tokenizer, seen)
     config = nano_config(len(vocabulary.ids), student.parameters, max_positions=teacher.config.max_positions)
-    return Checkpoint("nano", config, fresh_params(config, seed), vocabulary.tokenizer, ""), vocabulary
+    params = fresh_params(config, seed)
+    write_copying(config, params, np.random.default_rng(seed))
+    return Checkpoint("nano", config, params, vocabulary.tokenizer, ""), vocabulary
 
 
 def _without_layers(teacher: Checkpoint, keep: int) -> tuple[DecoderConfig, dict[str, np.ndarray]]:

@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # before JAX starts; xdist's workers and subprocesses inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED = tempfile.mkdtemp(prefix="restill-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+else:
+    _COMPILED = None
+
 import jax
 import pytest
 import tokenizers
@@ -15,6 +28,21 @@ from restill.models.tokenizer import Tokenizer
 
 settings.register_profile("restill", deadline=None)  # how long an example takes on a busy machine is no property
 settings.load_profile("restill")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled() -> Iterator[None]:
+    """What imports and compiled programs made stays; no collection need look at it again (a job makes many)."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """What was compiled for this run goes with it: a later run starts as fresh as this one."""
+    if _COMPILED:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
+
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

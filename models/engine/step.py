@@ -91,11 +91,9 @@ def drawing_rules(
         "temperature": np.array([s.temperature if s else 0.0 for s in samplings], np.float32),
     }
     some = [s or Sampling() for s in samplings]
-    cuts = alike or any(s.top_k > 0 or s.top_p < 1 or s.min_p > 0 for s in some)
-    if cuts:
+    if alike or any(_bends(s) for s in some):  # one program for them all
         top_k = np.array([s.top_k for s in some], np.int32)
         rules["cuts"] = (top_k, *(np.array([getattr(s, n) for s in some], np.float32) for n in ("top_p", "min_p")))
-    if cuts or any(s.repetition_penalty != 1 for s in some):  # one program for cuts, with penalties or without
         seen = np.zeros((count, -(-vocab_size // 32)), np.int32)
         for row, job in enumerate(rows):
             if job is not None and job.request.sampling.repetition_penalty != 1:
@@ -104,7 +102,12 @@ def drawing_rules(
     return rules
 
 
-SAMPLINGS = (Sampling(), Sampling(repetition_penalty=1.1), Sampling(top_p=0.9))
+def _bends(sampling: Sampling) -> bool:
+    """Whether it draws from anything but the model's distribution at a temperature."""
+    return sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0 or sampling.repetition_penalty != 1
+
+
+SAMPLINGS = (Sampling(), Sampling(top_p=0.9))
 """One of each kind that ``drawing_rules`` makes a program of its own for."""
 
 

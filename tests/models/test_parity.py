@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from restill.models.checkpoint.load import Checkpoint
 from restill.models.checkpoint.safetensors import load_decoder_folder
@@ -37,6 +38,7 @@ def at_every_position(config, params, tokens):  # type: ignore[no-untyped-def]
     return jax.nn.logsumexp(logits, axis=-1), following, logits
 
 
+@pytest.mark.slow
 def test_smollm2_has_the_logits_of_transformers_and_decodes_the_same_text(smollm2: Checkpoint) -> None:
     engine = Engine(smollm2.config, smollm2.params, smollm2.tokenizer, slots=2, max_context=512)
     with np.load(FIXTURES / "decoder_reference.npz") as reference:

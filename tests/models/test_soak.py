@@ -43,7 +43,7 @@ def with_adapters(engine: Engine) -> Engine:
 def engine(
     tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer
 ) -> Iterator[Engine]:
-    engine = with_adapters(Engine(tiny_config, tiny_params, tiny_tokenizer, slots=5, max_context=700))
+    engine = with_adapters(Engine(tiny_config, tiny_params, tiny_tokenizer, slots=4, max_context=700))
     yield engine
     engine.close()
 

@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restill.models.checkpoint.load import Checkpoint, load_decoder, save_decoder_hf
+from restill.models.copying import write_copying
 from restill.models.decoder import forward, param_shapes
 from restill.models.errors import RestillError
 from restill.models.student import (
     FewerLayers,
     Nano,
+    fresh_params,
     kept_layers,
     make_student,
     nano_config,
@@ -76,6 +78,27 @@ def test_a_nano_model_uses_its_budget_and_stays_within_it(vocab_size: int, param
     layer = parameter_count(replace(config, num_layers=3)) - parameter_count(replace(config, num_layers=2))
     assert parameters - layer < parameter_count(config) <= parameters
     assert config.hidden_size % 32 == 0 and config.num_layers >= 2
+
+
+@pytest.mark.parametrize("parameters", [600_000, 2_000_000])
+def test_a_nano_model_copies_before_it_has_learnt_anything(parameters: int) -> None:
+    config = nano_config(1500, parameters)
+    plain = fresh_params(config, 0)
+    copying = {name: leaf.copy() for name, leaf in plain.items()}
+    write_copying(config, copying, np.random.default_rng(0))
+    span = np.random.default_rng(1).permutation(1500)[:100]
+    run = jax.jit(lambda params: forward(config, params, jnp.asarray([[*span, *span]])))
+    right = [np.asarray(run(params))[0, 100:-1].argmax(-1) == span[1:] for params in (plain, copying)]
+    assert right[0].mean() < 0.05 and right[1].mean() > 0.9
+
+
+@pytest.mark.parametrize(("width", "layers"), [(32, 2), (32, 3), (64, 2)])
+def test_where_there_is_little_room_the_circuit_is_smaller(width: int, layers: int) -> None:
+    config = replace(nano_config(300, 100_000), hidden_size=width, num_heads=width // 32, num_layers=layers)
+    params = fresh_params(config, 0)
+    write_copying(config, params, np.random.default_rng(0))
+    assert {name: leaf.shape for name, leaf in params.items()} == param_shapes(config)
+    assert np.isfinite(np.asarray(forward(config, params, jnp.arange(40)[None]))).all()
 
 
 def test_a_nano_model_has_its_own_weights_by_seed(teacher: Checkpoint) -> None:

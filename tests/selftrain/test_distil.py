@@ -108,6 +108,7 @@ distill(where / "tiny", where / "mixture.jsonl", student="nano:60k", out=where /
 """
 
 
+@pytest.mark.slow  # as long as the trainer's own, which is not
 def test_a_job_killed_at_a_random_step_ends_with_the_same_bytes(tmp_path: Path) -> None:
     save_tiny(tmp_path / "tiny")
     _mixture().save(tmp_path / "mixture.jsonl")

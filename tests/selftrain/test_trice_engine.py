@@ -96,12 +96,22 @@ def acting() -> ReActAgent:
     )
 
 
-@pytest.mark.parametrize("asked", [agent, acting])
+AGENTS = [pytest.param(agent, marks=pytest.mark.slow), acting]
+
+
+@pytest.mark.parametrize("asked", AGENTS)
 def test_the_mean_gradient_over_the_engines_draws_is_zero(asked: Any) -> None:
     assert abs(deviation(scores(asked()))) < 4
 
 
-@pytest.mark.parametrize(("asked", "wrong"), [(agent, {"temperature": 0.5}), (acting, {"unmasked": True})])
+@pytest.mark.parametrize(
+    ("asked", "wrong"),
+    [
+        pytest.param(agent, {"temperature": 0.5}, marks=pytest.mark.slow),
+        pytest.param(acting, {"temperature": 0.5}, marks=pytest.mark.slow),
+        (acting, {"unmasked": True}),
+    ],
+)
 def test_another_temperature_or_learnt_observations_would_show(asked: Any, wrong: dict) -> None:
     assert deviation(scores(asked(), **wrong)) > 6
 
