@@ -58,7 +58,7 @@ class Scale:
     """How large the experiment is."""
 
     parameters: int = 1_500_000
-    texts: int = 6000
+    texts: int = 800
     one_hop: int = 600
     base_epochs: int = 2
     train: int = 240
@@ -188,7 +188,7 @@ class Lab:
         titled = {d.title: f"[1] {d.title}: {d.text}\n" for w in worlds for d in w.documents}
         lines = [vocabulary.map(encode(text)) for text in titled.values()]
         mapped = [dataclasses.replace(e, tokens=vocabulary.map(e.tokens)) for e in taught]
-        read_first = TrainConfig(method="full", embeddings=True, lr=4e-3, epochs=1, rows=8, row_length=256)
+        read_first = TrainConfig(method="full", embeddings=True, lr=3e-3, epochs=1, rows=8, row_length=256)
         first = _fit(student, Mixture(tuple(_repeats(lines, scale.texts))), read_first, self.out / "read")
         weighed = Mixture(
             tuple(dataclasses.replace(e, weights=(0.0, *[w or 0.1 for w in e.weights[1:]])) for e in mapped)
