@@ -234,7 +234,7 @@ def test_improve_trains_a_pilot_and_resumes(place, tmp_path):
         "--epochs",
         1,
         "--steps",
-        4,
+        1,
         "--json",
     ]
     report = json.loads(run(*args).stdout)
