@@ -189,7 +189,7 @@ class Lab:
         lines = [vocabulary.map(encode(text)) for text in titled.values()]
         mapped = [dataclasses.replace(e, tokens=vocabulary.map(e.tokens)) for e in taught]
         read_first = TrainConfig(method="full", embeddings=True, lr=3e-3, epochs=1, rows=8, row_length=256)
-        first = _fit(student, Mixture(tuple(_repeats(lines, scale.texts))), read_first, self.out / "read")
+        first = _fit(student, Mixture(tuple(repeats(lines, scale.texts))), read_first, self.out / "read")
         weighed = Mixture(
             tuple(dataclasses.replace(e, weights=(0.0, *[w or 0.1 for w in e.weights[1:]])) for e in mapped)
         )
@@ -201,7 +201,7 @@ def _fit(start: Checkpoint, mixture: Mixture, train: TrainConfig, out: Path) -> 
     return Trainer(start.config, start.params, train, tokenizer=start.tokenizer).fit(mixture, out=out, progress=True)
 
 
-def _repeats(lines: Sequence[Sequence[int]], count: int) -> list[Example]:
+def repeats(lines: Sequence[Sequence[int]], count: int) -> list[Example]:
     """Sequences of 256 tokens in which passages come again: what teaches a model to copy."""
     rng, examples = random.Random(1), []
     for _ in range(count):
