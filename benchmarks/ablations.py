@@ -1,6 +1,6 @@
 """ReST meets ReAct at nano scale: what each part of the loop is worth. Every arm, several seeds, paired.
 
-A nano model reads one-hop questions of five Worlds (the base), then learns two-hop questions of another World: from a
+A nano model reads one-hop questions of twenty Worlds (the base), then learns two-hop questions of another World: from a
 scripted expert that makes mistakes (the pilot), then from itself. Arms of one seed share the pilot and its rollouts.
 
     python benchmarks/ablations.py --out runs/ablations --seeds 5
@@ -48,9 +48,9 @@ from restill.selftrain.trainer import TrainConfig, Trainer
 PARENT = "smollm2-135m"
 """Its tokenizer, pruned, is the nano models'."""
 READ_WORLDS, LABELLED_WORLD, ASKED_WORLD = range(30, 54), 60, 7
-"""Seeds: Worlds whose documents (of the first five: also one-hop questions) make the base; the World with labels for
+"""Seeds: Worlds whose documents (of the first twenty: also one-hop questions) make the base; the World with labels for
 the ranker adapter; the World of the experiment. They share no entity."""
-TAUGHT = 5
+TAUGHT = 20
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,11 @@ class Scale:
     parameters: int = 1_500_000
     texts: int = 800
     one_hop: int = 600
-    base_epochs: int = 2
+    base_epochs: int = 1
     train: int = 240
     held_out: int = 300
-    pilot: int = 150
+    pilot: int = 240
+    piloted: int = 2
     labelled: int = 120
     grown: int = 4
     slots: int = 32
@@ -71,7 +72,7 @@ class Scale:
 
 
 QUICK = Scale(
-    parameters=200_000, texts=40, one_hop=20, base_epochs=1, train=8, held_out=6, pilot=6, labelled=4, slots=4,
+    parameters=200_000, texts=40, one_hop=20, base_epochs=1, train=8, held_out=6, pilot=6, piloted=1, labelled=4, slots=4,
     reward=RandomRanker(),
 )  # fmt: skip
 """A model this small is right nowhere, so a reward keeps anything."""
@@ -233,7 +234,7 @@ class Seed:
             temperature=0.7,
             start="base",
             train=FINE_TUNE,
-            pilot=Pilot(questions=scale.pilot, noise=plan.noise),
+            pilot=Pilot(questions=scale.pilot, samples=scale.piloted, noise=plan.noise),
         )
         agent = lab.agent(lab.model(self.base), lab.search, checks=plan.checks)
         report = improve(
