@@ -1,8 +1,8 @@
 """The training forward pass: packed rows in, (sum of weighted losses, denominator) out.
 
 Written for a CPU as much as for an accelerator: matmuls see ``[B*L, features]`` (XLA:CPU runs the backward
-pass of three-dimensional ones at half the speed), attention skips the keys after a block of queries, and
-logits exist only at loss positions, a chunk at a time.
+pass of three-dimensional ones at half the speed), attention goes by tiles, and logits exist only at loss
+positions, a chunk at a time.
 """
 
 from __future__ import annotations
@@ -17,41 +17,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..models.config import DecoderConfig
-from ..models.decoder import NEG_INF, Block
+from ..models.decoder import Block
 from ..models.layers import RMSNorm, rope_angles
+from .attention import packed_attention
 
 Leaves = Mapping[str, Array]
-QUERY_BLOCK = 256
 LOSS_CHUNK = 128
-
-
-def packed_attention(q: Array, k: Array, v: Array, segments: Array) -> Array:
-    """Causal grouped-query attention within segments.
-
-    Args:
-        q: ``[B, L, H, D]``. k, v: ``[B, L, KV, D]``. segments: ``[B, L]``.
-
-    Returns:
-        ``[B, L, H, D]``.
-    """
-    batch, length, heads, dim = q.shape
-    kv = k.shape[2]
-    group = heads // kv
-    q = (q * dim**-0.5).reshape(batch, length, kv, group, dim).transpose(0, 2, 3, 1, 4)
-    k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-    parts = []
-    for start in range(0, length, QUERY_BLOCK):
-        end = min(start + QUERY_BLOCK, length)
-        size = end - start
-        same = segments[:, start:end, None] == segments[:, None, :end]
-        causal = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None]
-        bias = jnp.where(same & causal, 0.0, NEG_INF)[:, None, None]
-        rows = q[:, :, :, start:end].reshape(batch, kv, group * size, dim)
-        scores = (rows @ k[..., :end]).reshape(batch, kv, group, size, end) + bias
-        scores = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        out = (scores.reshape(batch, kv, group * size, end) @ v[:, :, :end]).reshape(batch, kv, group, size, dim)
-        parts.append(out / scores.sum(-1, keepdims=True))
-    return jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
 
 
 def run_layers(

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restill.models.decoder import MATMULS, attention, causal_mask, forward, param_shapes
+from restill.models.decoder import MATMULS, forward, param_shapes
 from restill.models.errors import RestillError
-from restill.selftrain.loss import Head, cross_entropy, final_norm, head_of, packed_attention, run_layers
+from restill.selftrain.loss import Head, cross_entropy, final_norm, head_of, run_layers
 from restill.selftrain.mixture import Example
 from restill.selftrain.pack import PAD, epoch_order, micro_batch, pack
 
@@ -128,16 +128,6 @@ def test_hidden_states_of_a_segment_do_not_depend_on_its_row(params: dict, lora:
         alone = pack([example], len(example.tokens))
         expected = hidden(alone.tokens, alone.positions, alone.segments)
         np.testing.assert_allclose(packed[rows.segments.reshape(-1) == i], expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("length", [5, 300])
-def test_blocked_attention_equals_a_plain_one(length: int) -> None:
-    keys = jax.random.split(jax.random.key(0), 3)
-    q = jax.random.normal(keys[0], (2, length, 4, 8))
-    k, v = (jax.random.normal(key, (2, length, 2, 8)) for key in keys[1:])
-    segments = jnp.sort(jax.random.randint(keys[0], (2, length), 0, 3))
-    plain = jax.jit(lambda: attention(q, k, v, causal_mask(segments)))()
-    np.testing.assert_allclose(jax.jit(packed_attention)(q, k, v, segments), plain, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [0, 1, 128, 129, 200])
