@@ -72,7 +72,7 @@ class Scale:
 
 
 QUICK = Scale(
-    parameters=200_000, texts=40, one_hop=20, base_epochs=1, train=8, held_out=6, pilot=6, piloted=1, labelled=4, slots=4,
+    parameters=200_000, texts=40, one_hop=20, train=8, held_out=6, pilot=6, piloted=1, labelled=4, slots=4,
     reward=RandomRanker(),
 )  # fmt: skip
 """A model this small is right nowhere, so a reward keeps anything."""
