@@ -235,6 +235,7 @@ def test_improve_trains_a_pilot_and_resumes(place, tmp_path):
         1,
         "--steps",
         4,
+        "--deterministic",  # few programs to compile
         "--json",
     ]
     report = json.loads(run(*args).stdout)
