@@ -82,8 +82,8 @@ def nano_config(vocab_size: int, parameters: int, *, max_positions: int = 4096) 
 
     The width is a multiple of 32 (one head each), the feed-forward 8/3 as wide, embeddings are tied; all heads share
     one key-value head (Shazeer 1911.02150), because the engine's time with so small a model goes into reading the
-    cache. At least 2 layers: copying from the context takes two (see ``copying``). The slower half of the rotary
-    frequencies leaves content alone over a whole context.
+    cache. At least 2 layers: copying from the context takes two (see ``copying``). With this rotary base more
+    than half of the frequencies turn by less than a radian or so in 400 tokens, for what is looked up by content alone.
 
     Raises:
         RestillError: the smallest such model has more parameters.

@@ -59,9 +59,9 @@ class RejectionSource:
         found = [s for s in lab.propose(batch, step, samples=method.samples) if s.latent is not None]
         right: dict[str, list[Latent]] = {}
         for scored in found:
-            if scored.latent is not None and scored.latent.reward > 0:
-                right.setdefault(scored.question.key, []).append(scored.latent)
-        facts = {"right": float(np.mean([s.latent is not None and s.latent.reward > 0 for s in found] or [0.0]))}
+            if (z := scored.right) is not None:
+                right.setdefault(scored.question.key, []).append(z)
+        facts = {"right": float(np.mean([s.right is not None for s in found] or [0.0]))}
         facts["answered"] = len(right) / len(batch)
         if not right:
             return Terms([], facts, void=True)
@@ -144,8 +144,8 @@ class FilteredSFT(LatentMethod):
             if self.sampled_tokens and lab.sampled >= self.sampled_tokens:
                 break
             for s in lab.propose(list(lab.questions.values()), -1 - draw):
-                if s.latent is not None and s.latent.reward > 0:
-                    kept.setdefault((s.question.key, s.latent.sequences[0].tokens), s.latent)
+                if (z := s.right) is not None:
+                    kept.setdefault((s.question.key, z.sequences[0].tokens), z)
         return list(kept.values()), {"answered": len({key for key, _ in kept}) / len(lab.questions)}
 
 
@@ -250,10 +250,10 @@ class StarSource:
 
     def _draw(self, lab: Lab, step: int) -> None:
         found = lab.propose(list(lab.questions.values()), step, temperature=0.0)
-        right = [s.latent for s in found if s.latent is not None and s.latent.reward > 0]
-        failed = [s.question for s in found if s.latent is None or not s.latent.reward]
+        right = [z for s in found if (z := s.right) is not None]
+        failed = [s.question for s in found if s.right is None]
         hinted = lab.hinted(failed, step) if failed else []
-        rationalised = [s.latent for s in hinted if s.latent is not None and s.latent.reward > 0]
+        rationalised = [z for s in hinted if (z := s.right) is not None]
         self.latents = right + rationalised
         check_lengths(self.latents, self.method.train.row_length)
         self.facts = {"right": len(right) / len(found), "rationalised": len(rationalised) / len(found)}

@@ -171,9 +171,8 @@ class Maximisation:
     def _measure(self, step: int, *, always: bool = False) -> None:
         """A point of the learning curve, where one is due and not there yet."""
         every = self.method.eval_every
-        if not every or not self.lab.held_out or any(row["step"] == step for row in self.curve.rows()):
-            return
-        if always or step % every == 0:
+        due = every and self.lab.held_out and (always or step % every == 0)
+        if due and all(row["step"] != step for row in self.curve.rows()):
             self.curve.append({**self.lab.accuracy(step), "trained": self.trained_tokens})
 
     # -- what stays

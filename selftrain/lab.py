@@ -40,6 +40,11 @@ class Scored:
     trajectory: Trajectory
     latent: Latent | None
 
+    @property
+    def right(self) -> Latent | None:
+        """The latent if it has any reward."""
+        return self.latent if self.latent is not None and self.latent.reward > 0 else None
+
 
 class Lab:
     """What a method works with.

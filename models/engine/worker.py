@@ -2,8 +2,8 @@
 
 A decode step gives one token to every running request. The device is always one step ahead of what the host has read
 (a small model: one dispatch of several steps), so that it never waits for the host; what a request was given beyond its
-end is dropped. Where the host decides what may
-be drawn (a grammar, a repetition penalty) it reads the last token while the device computes the next logits.
+end is dropped. Where the host decides what may be drawn (a grammar, a repetition penalty) it reads the last token while
+the device computes the next logits.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Worker:
                 job = Job(Request(prompt=(0,), sampling=sampling), 1, None, dispatched=segment.start + 1)
                 jobs = dict.fromkeys(range(rows), job)
                 self._run_step(jobs, rows, {}, width)
-                if self._model.light and not job.waits:
+                if self._model.light and width == 1:
                     self._run_steps(jobs, rows, STEPS)
         self.guesser.warm()
         self._model.cache.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from functools import cache
 
 import pytest
 from hypothesis import given, settings
@@ -19,21 +18,11 @@ from restill.selftrain.judge import Judge, write_verdict
 from restill.selftrain.judge_data import Answers, judge_data
 from restill.selftrain.world import World
 
+from .tiny import small_world
+
 CASE = Case(question="Where was Ada born?", answer="In London.", references=("London",))
 YES = write_verdict("it says London", True)
 FIELDS = ("{q}", "{a}", "{w}", "{v}", "{u}", "{n}")
-
-
-@cache
-def small() -> World:
-    """A small World."""
-    return World.generate(entities=100, seed=3, train=30, heldout=20)
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    """The same, as a fixture."""
-    return small()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +92,7 @@ def test_any_reference_may_be_listed_beside_the_others() -> None:
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 999), st.booleans())
 def test_the_guard_refuses_no_right_answer(seed: int, training: bool) -> None:
-    rows = judge_data(small(), 60, seed=seed, training=training)
+    rows = judge_data(small_world(), 60, seed=seed, training=training)
     assert not [row.case for row in rows if row.right and guard(row.case)]
 
 

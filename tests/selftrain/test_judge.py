@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,21 +27,11 @@ from restill.selftrain.judge_adapter import best_floor, judge_mixture
 from restill.selftrain.judge_data import Answers, judge_data, paraphrases
 from restill.selftrain.world import World
 
+from .tiny import small_world
+
 _SCORES = st.lists(st.integers(0, 10).map(lambda tenths: tenths / 10), min_size=1, max_size=8)
 CASE = Case(question="Where was Ada born?", answer="In London.", references=("London",))
 YES, NO = write_verdict("it says London", True), write_verdict("it says Rome", False)
-
-
-@cache
-def small() -> World:
-    """A small World."""
-    return World.generate(entities=100, seed=3, train=30, heldout=20)
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    """The same, as a fixture."""
-    return small()
 
 
 @given(st.lists(st.text(max_size=60), max_size=4), st.integers(0, 9))
@@ -184,7 +173,7 @@ def test_with_labels_a_judge_can_only_veto() -> None:
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 99), st.booleans())
 def test_half_of_the_answers_are_right_and_the_labels_are_true(seed: int, training: bool) -> None:
-    world = small()
+    world = small_world()
     rows = judge_data(world, 60, seed=seed, training=training)
     assert sum(row.right for row in rows) == 30
     assert rows == judge_data(world, 60, seed=seed, training=training)

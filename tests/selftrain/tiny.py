@@ -1,18 +1,26 @@
-"""Tiny things to train on."""
+"""Tiny things to train on and to ask about."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
 from restill.models.config import DecoderConfig
 from restill.models.decoder import param_shapes
 from restill.selftrain.mixture import Example, Mixture
+from restill.selftrain.world import World
 
 CONFIG = DecoderConfig(
     vocab_size=96, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, intermediate_size=24
 )
+
+
+@cache
+def small_world() -> World:
+    """A small World, made once."""
+    return World.generate(entities=100, seed=3, train=30, heldout=20)
 
 
 def examples(count: int, *, seed: int = 0, longest: int = 24) -> list[Example]:
