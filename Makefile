@@ -1,4 +1,4 @@
-# Two commands: `make demo` (the whole loop, under 20 minutes on 2 cores) and `make test`.
+# Two commands: `make demo` (the whole loop; README says how long) and `make test`.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin

@@ -18,7 +18,7 @@ from typing import Annotated
 import jax
 import numpy as np
 import typer
-from ablations import PARENT, repeats
+from ablation_setup import PARENT, repeats
 
 from restill import World
 from restill.models.checkpoint.load import Checkpoint, load_decoder

@@ -117,7 +117,7 @@ def main(
     model: Annotated[str, typer.Option(help="nano, or a model's name or folder.")] = "nano",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 5,
     methods: Annotated[str, typer.Option(help=f"Of {', '.join(METHODS)}; by commas.")] = ",".join(METHODS),
-    steps: Annotated[int, typer.Option(help="Of TRICE; 0: 60.")] = 0,
+    steps: Annotated[int, typer.Option(help="Of TRICE; 0: 150 with a nano model, else 60.")] = 0,
     bbh: Annotated[Path | None, typer.Option(help="A BBH task, its prompt beside it, instead of chains.")] = None,
     gsm8k: Annotated[Path | None, typer.Option(help="GSM8K's training file, instead of chains.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the measures here, flat.")] = None,

@@ -10,9 +10,9 @@ from typing import Any
 
 from restill import TRICE, JaxChatModel, Question, ReasoningAgent, evaluate, improve
 from restill.agents.evaluate import EvalReport
+from restill.agents.reason import read_answer
 from restill.models.checkpoint.load import Checkpoint, load_decoder
-from restill.models.student import fresh_params, nano_config
-from restill.models.testing import tiny_tokenizer
+from restill.models.student import Nano, make_student
 from restill.selftrain.baselines import DirectAnswer, FilteredSFT, ReferenceSFT, RejectionSampling, STaR
 from restill.selftrain.latent_method import LatentMethod
 from restill.selftrain.loss_log import LossLog
@@ -21,6 +21,8 @@ from restill.selftrain.tasks import arithmetic_chains, read_bbh, read_bbh_prompt
 from restill.selftrain.trainer import TrainConfig, Trainer
 from restill.selftrain.voting import Marks, marks, voted
 
+PARENT = "smollm2-135m"
+"""Its tokenizer, pruned, is the nano model's."""
 METHODS = ("trice", "basic", "star", "rejection", "filtered", "reference", "direct")
 VOTES = 40
 
@@ -103,28 +105,30 @@ def start(setting: Setting, folder: Path, seed: int) -> Checkpoint | Path | None
     """What all methods start from: on chains, a model that has seen a few rationales of teachers who slip.
 
     A nano model knows nothing before, and SmolLM2-135M gets no chain right zero-shot; after it, both are right now and
-    then. ``None``: the model as it is.
+    then. A third of the rationales come with their own answer as a hint, right or not, so that the model can guide
+    itself (TRICE's memory, STaR's rationalisation). ``None``: the model as it is.
     """
     if not setting.chains:
         return None
-    nano = setting.model == "nano"
-    if nano:
-        tokenizer = tiny_tokenizer()
-        config = nano_config(tokenizer.vocab_size, setting.parameters, max_positions=512)
-        base = Checkpoint("nano", config, fresh_params(config, seed), tokenizer, "nano")
-    else:
-        base = load_decoder(setting.model)
-    train = replace(setting.recipe, lr=2e-3, epochs=4 if nano else 2, rows=4 if nano else 1, seed=seed)
+    nano, rng = setting.model == "nano", random.Random(f"teachers {seed}")
     if not (folder / "manifest.json").is_file():
-        agent, rng = ReasoningAgent(JaxChatModel.from_checkpoint(base)), random.Random(f"teachers {seed}")
-        asked = arithmetic_chains(
-            setting.taught, seed=1000 + seed, avoid=[*setting.train, *setting.held_out], **setting.chains
-        )  # fmt: skip
+        base = load_decoder(PARENT if nano else setting.model)
+        messages = ReasoningAgent(JaxChatModel.from_checkpoint(base)).messages
+        known = [*setting.train, *setting.held_out]
+        asked = arithmetic_chains(setting.taught, seed=1000 + seed, avoid=known, **setting.chains)
+        told = [slip(question.metadata["rationale"], rng, 0.25) for question in asked]
+        hints = [None if number % 3 else f"The answer is {read_answer(each)}." for number, each in enumerate(told)]
+        prompts = [messages(question, hint=hint) for question, hint in zip(asked, hints, strict=True)]
+        if nano:
+            texts = [base.tokenizer.chat(prompt) for prompt in (*prompts, *map(messages, known))]
+            seen = {t for text in (*texts, *map(base.tokenizer.encode, told)) for t in text}
+            base, _ = make_student(base, Nano(parameters=setting.parameters), seen, seed=seed)
         examples = []
-        for question in asked:
-            prompt = base.tokenizer.chat(agent.messages(question))
-            own = [*base.tokenizer.encode(slip(question.metadata["rationale"], rng, 0.25)), base.tokenizer.eos_ids[0]]
-            examples.append(Example(tokens=(*prompt, *own), weights=(*[0.0] * len(prompt), *[1.0] * len(own))))
+        for prompt, rationale in zip(prompts, told, strict=True):
+            read = base.tokenizer.chat(prompt)
+            own = [*base.tokenizer.encode(rationale), base.tokenizer.eos_ids[0]]
+            examples.append(Example(tokens=(*read, *own), weights=(*[0.0] * len(read), *[1.0] * len(own))))
+        train = replace(setting.recipe, lr=2e-3, epochs=4 if nano else 2, rows=4 if nano else 1, seed=seed)
         trainer = Trainer(base.config, base.params, train, tokenizer=base.tokenizer)
         trainer.fit(Mixture.of(examples), out=folder, manifest={"few_shot": 0}, progress=True)
     return load_decoder(folder) if nano else folder
@@ -172,7 +176,7 @@ def make_setting(model: str, quick: bool, steps: int, bbh: Path | None, gsm8k: P
     """Sizes and data of a run."""
     nano = model == "nano"
     recipe = TrainConfig(
-        method="full" if nano else "lora", embeddings=nano, lr=5e-4 if nano else 1e-3, rows=2, row_length=512,
+        method="full" if nano else "lora", embeddings=nano, lr=1e-3, rows=2, row_length=512,
         warmup=0.1, checkpoint_seconds=120.0,
     )  # fmt: skip
     chains: dict[str, Any] = {"steps": (1, 1), "largest": 2} if quick else {"steps": (2, 4), "largest": 9}
@@ -192,8 +196,9 @@ def make_setting(model: str, quick: bool, steps: int, bbh: Path | None, gsm8k: P
         recipe = replace(recipe, row_length=768)
     return Setting(
         model=model, task=task, train=train, held_out=held_out, demonstrations=demonstrations,
-        steps=steps or (3 if quick else 60), minibatch=8 if quick else 32, resampled=4 if quick else 16,
-        slots=8 if quick or not nano else 32, votes=4 if quick else VOTES, recipe=recipe, step_tokens=longest,
-        max_context=context, eval_every=2 if quick else 10, parameters=200_000 if quick else 2_000_000,
+        steps=steps or (3 if quick else 150 if nano else 60), minibatch=8 if quick else 32,
+        resampled=4 if quick else 16, slots=8 if quick or not nano else 32, votes=4 if quick else VOTES,
+        recipe=recipe, step_tokens=longest, max_context=context,
+        eval_every=2 if quick else 25 if nano else 10, parameters=200_000 if quick else 2_000_000,
         taught=400 if quick else 3000 if nano else 150, chains=chains,
     )  # fmt: skip
