@@ -10,7 +10,7 @@ from typing import Any
 
 from restill import TRICE, JaxChatModel, Question, ReasoningAgent, evaluate, improve
 from restill.agents.evaluate import EvalReport
-from restill.agents.reason import read_answer
+from restill.agents.reason import answer_hint
 from restill.models.checkpoint.load import Checkpoint, load_decoder
 from restill.models.student import Nano, make_student
 from restill.selftrain.baselines import DirectAnswer, FilteredSFT, ReferenceSFT, RejectionSampling, STaR
@@ -25,6 +25,8 @@ PARENT = "smollm2-135m"
 """Its tokenizer, pruned, is the nano model's."""
 METHODS = ("trice", "basic", "star", "rejection", "filtered", "reference", "direct")
 VOTES = 40
+SLIPS = 0.7
+"""Share of the carries that the teachers forget: what they do most often is wrong."""
 
 
 @dataclass(frozen=True)
@@ -88,25 +90,25 @@ def build(setting: Setting, name: str, caps: tuple[int, int] | None) -> LatentMe
 
 
 def slip(rationale: str, rng: random.Random, share: float) -> str:
-    """A rationale in which so many results are wrong by one or two, and what follows goes on from them."""
+    """A rationale in which so many carries are forgotten, and what follows goes on from the wrong result."""
     sums, _, _ = rationale.rpartition(" The answer is")
     steps = [part.rstrip(".").split() for part in sums.split(". ")]
     total, written = int(steps[0][0]), []
     for _, sign, number, _, _ in steps:
-        after = total + int(number) if sign == "+" else total - int(number)
-        if rng.random() < share:
-            after = max(0, after + rng.choice((-2, -1, 1, 2)))
+        after = total + int(number) if sign == "+" else max(0, total - int(number))
+        if after // 10 != total // 10 and rng.random() < share:
+            after += 10 if after < total else -10
         written.append(f"{total} {sign} {number} = {after}.")
         total = after
     return " ".join([*written, f"The answer is {total}."])
 
 
 def start(setting: Setting, folder: Path, seed: int) -> Checkpoint | Path | None:
-    """What all methods start from: on chains, a model that has seen a few rationales of teachers who slip.
+    """What all methods start from: on chains, a model that has seen rationales of forgetful teachers.
 
     A nano model knows nothing before, and SmolLM2-135M gets no chain right zero-shot; after it, both are right now and
-    then. A third of the rationales come with their own answer as a hint, right or not, so that the model can guide
-    itself (TRICE's memory, STaR's rationalisation). ``None``: the model as it is.
+    then. Every third teacher is shown the answer and forgets nothing, so that the model can guide itself (TRICE's
+    first memory, STaR's rationalisation). ``None``: the model as it is.
     """
     if not setting.chains:
         return None
@@ -116,9 +118,8 @@ def start(setting: Setting, folder: Path, seed: int) -> Checkpoint | Path | None
         messages = ReasoningAgent(JaxChatModel.from_checkpoint(base)).messages
         known = [*setting.train, *setting.held_out]
         asked = arithmetic_chains(setting.taught, seed=1000 + seed, avoid=known, **setting.chains)
-        told = [slip(question.metadata["rationale"], rng, 0.25) for question in asked]
-        hints = [None if number % 3 else f"The answer is {read_answer(each)}." for number, each in enumerate(told)]
-        prompts = [messages(question, hint=hint) for question, hint in zip(asked, hints, strict=True)]
+        told = [slip(q.metadata["rationale"], rng, SLIPS if n % 3 else 0.0) for n, q in enumerate(asked)]
+        prompts = [messages(q, hint=None if n % 3 else answer_hint(q)) for n, q in enumerate(asked)]
         if nano:
             texts = [base.tokenizer.chat(prompt) for prompt in (*prompts, *map(messages, known))]
             seen = {t for text in (*texts, *map(base.tokenizer.encode, told)) for t in text}
@@ -128,7 +129,7 @@ def start(setting: Setting, folder: Path, seed: int) -> Checkpoint | Path | None
             read = base.tokenizer.chat(prompt)
             own = [*base.tokenizer.encode(rationale), base.tokenizer.eos_ids[0]]
             examples.append(Example(tokens=(*read, *own), weights=(*[0.0] * len(read), *[1.0] * len(own))))
-        train = replace(setting.recipe, lr=2e-3, epochs=4 if nano else 2, rows=4 if nano else 1, seed=seed)
+        train = replace(setting.recipe, lr=2e-3, epochs=3 if nano else 2, rows=1, seed=seed)
         trainer = Trainer(base.config, base.params, train, tokenizer=base.tokenizer)
         trainer.fit(Mixture.of(examples), out=folder, manifest={"few_shot": 0}, progress=True)
     return load_decoder(folder) if nano else folder
@@ -176,11 +177,11 @@ def make_setting(model: str, quick: bool, steps: int, bbh: Path | None, gsm8k: P
     """Sizes and data of a run."""
     nano = model == "nano"
     recipe = TrainConfig(
-        method="full" if nano else "lora", embeddings=nano, lr=1e-3, rows=2, row_length=512,
+        method="full" if nano else "lora", embeddings=nano, lr=3e-4 if nano else 1e-3, rows=2, row_length=512,
         warmup=0.1, checkpoint_seconds=120.0,
     )  # fmt: skip
     chains: dict[str, Any] = {"steps": (1, 1), "largest": 2} if quick else {"steps": (2, 4), "largest": 9}
-    train = arithmetic_chains(16 if quick else 300, seed=1, **chains)
+    train = arithmetic_chains(16 if quick else 600 if nano else 300, seed=1, **chains)
     held_out = arithmetic_chains(8 if quick else 200, seed=2, avoid=train, **chains)
     task, demonstrations, longest, context = "chains", [], 96, 320
     if bbh is not None:
@@ -200,5 +201,5 @@ def make_setting(model: str, quick: bool, steps: int, bbh: Path | None, gsm8k: P
         resampled=4 if quick else 16, slots=8 if quick or not nano else 32, votes=4 if quick else VOTES,
         recipe=recipe, step_tokens=longest, max_context=context,
         eval_every=2 if quick else 25 if nano else 10, parameters=200_000 if quick else 2_000_000,
-        taught=400 if quick else 3000 if nano else 150, chains=chains,
+        taught=400 if quick else 4000 if nano else 150, chains=chains,
     )  # fmt: skip
