@@ -129,7 +129,7 @@ def start(setting: Setting, folder: Path, seed: int) -> Checkpoint | Path | None
             read = base.tokenizer.chat(prompt)
             own = [*base.tokenizer.encode(rationale), base.tokenizer.eos_ids[0]]
             examples.append(Example(tokens=(*read, *own), weights=(*[0.0] * len(read), *[1.0] * len(own))))
-        train = replace(setting.recipe, lr=2e-3, epochs=3 if nano else 2, rows=1, seed=seed)
+        train = replace(setting.recipe, lr=2e-3, epochs=1 if nano else 2, rows=1, seed=seed)
         trainer = Trainer(base.config, base.params, train, tokenizer=base.tokenizer)
         trainer.fit(Mixture.of(examples), out=folder, manifest={"few_shot": 0}, progress=True)
     return load_decoder(folder) if nano else folder
@@ -180,7 +180,7 @@ def make_setting(model: str, quick: bool, steps: int, bbh: Path | None, gsm8k: P
         method="full" if nano else "lora", embeddings=nano, lr=3e-4 if nano else 1e-3, rows=2, row_length=512,
         warmup=0.1, checkpoint_seconds=120.0,
     )  # fmt: skip
-    chains: dict[str, Any] = {"steps": (1, 1), "largest": 2} if quick else {"steps": (2, 4), "largest": 9}
+    chains: dict[str, Any] = {"steps": (1, 1), "largest": 2} if quick else {"steps": (2, 4), "largest": 5}
     train = arithmetic_chains(16 if quick else 600 if nano else 300, seed=1, **chains)
     held_out = arithmetic_chains(8 if quick else 200, seed=2, avoid=train, **chains)
     task, demonstrations, longest, context = "chains", [], 96, 320
@@ -201,5 +201,5 @@ def make_setting(model: str, quick: bool, steps: int, bbh: Path | None, gsm8k: P
         resampled=4 if quick else 16, slots=8 if quick or not nano else 32, votes=4 if quick else VOTES,
         recipe=recipe, step_tokens=longest, max_context=context,
         eval_every=2 if quick else 25 if nano else 10, parameters=200_000 if quick else 2_000_000,
-        taught=400 if quick else 4000 if nano else 150, chains=chains,
+        taught=400 if quick else 12_000 if nano else 150, chains=chains,
     )  # fmt: skip
