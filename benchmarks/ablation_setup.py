@@ -27,7 +27,7 @@ the ranker adapter; the World of the experiment. They share no entity."""
 TAUGHT = 48
 ASKED = ("employer", "birthplace", "teacher", "founder", "seat", "director", "mayor", "region", "river")
 """The relations that a nano model is asked for: so many wordings as it can learn from so few questions."""
-NOISE = 0.15
+NOISE = 0.1
 """Share of the pilot's expert's steps that are a mistake; fixed before the first generation was run."""
 
 
