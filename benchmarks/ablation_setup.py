@@ -21,14 +21,13 @@ from restill.selftrain.world_relations import RELATIONS
 
 PARENT = "smollm2-135m"
 """Its tokenizer, pruned, is the nano models'."""
-READ_WORLDS, LABELLED_WORLD, ASKED_WORLD = range(100, 152), 60, 7
-"""Seeds: Worlds whose documents (of the first 48: also one-hop questions) make the base; the World with labels for
-the ranker adapter; the World of the experiment. They share no entity."""
-TAUGHT = 48
+FIRST_READ_WORLD, LABELLED_WORLD, ASKED_WORLD = 100, 60, 7
+"""Seeds: of the first World that the base reads (the others follow), of the World with labels for the ranker adapter,
+of the World of the experiment. 23 of its 300 names, mostly ships, also stand in one of the others, with other facts."""
 ASKED = ("employer", "birthplace", "teacher", "founder", "seat", "director", "mayor", "region", "river")
 """The relations that a nano model is asked for: so many wordings as it can learn from so few questions."""
 NOISE = 0.1
-"""Share of the pilot's expert's steps that are a mistake; fixed before the first generation was run."""
+"""Share of the pilot's expert's steps that are a mistake; fixed by seed 0's pilots, before a generation was trained."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Scale:
 
     Attributes:
         model: a pretrained one; ``None``: a nano base of so many ``parameters``, trained here, in full.
+        read, taught: Worlds whose documents the base reads, and how many of them also ask it questions.
+        texts, one_hop: sequences that it reads, and questions of each World that teaches it.
         relations: those that are asked for.
         new_words: whether the held-out questions are the World's own, worded as no training question is. That takes a
             model that knows English: a nano model gets other questions in the training questions' words.
@@ -47,6 +48,8 @@ class Scale:
 
     model: str | None = None
     parameters: int = 1_500_000
+    read: int = 52
+    taught: int = 48
     texts: int = 800
     one_hop: int = 350
     entities: int = 300
@@ -76,7 +79,7 @@ _TINY: dict[str, Any] = {
     "reward": RandomRanker(),
 }  # fmt: skip
 """A model after so little training is right nowhere, so the reward keeps anything."""
-QUICK_NANO = dataclasses.replace(NANO, parameters=200_000, texts=40, one_hop=20, **_TINY)
+QUICK_NANO = dataclasses.replace(NANO, parameters=200_000, read=3, taught=2, texts=40, one_hop=20, **_TINY)
 QUICK_SMOLLM2 = dataclasses.replace(SMOLLM2, grown=2, **_TINY)
 
 
@@ -107,14 +110,14 @@ class Lab:
         return Retriever.open(folder / "index", mode="sparse")
 
     def agent(self, model: Any, search: Retriever, *, checks: bool = True) -> SearchAgent:
-        """The agent of all arms: greedy when it is scored, four samples a step when it grows."""
+        """The agent of all arms: greedy when it is scored, four samples a step (its default) when it grows."""
         return SearchAgent(model, [search.as_tool()], few_shot=0, temperature=0.0, top_k=2, checks=checks)
 
     def model(self, base: str, trained: Path | None = None) -> JaxChatModel:
         """A model to serve: the base, or what was trained from it."""
-        adapter = trained if self.scale.tune.method == "lora" else None
+        low_rank = self.scale.tune.method == "lora"
         return JaxChatModel.from_pretrained(
-            base if trained is None or adapter else trained, adapter=adapter,
+            base if low_rank else trained or base, adapter=trained if low_rank else None,
             precision="f32" if self.scale.model is None else "auto", slots=self.scale.slots, max_context=2048,
         )  # fmt: skip
 
@@ -124,9 +127,10 @@ class Lab:
         if self.scale.model is not None:
             return self.scale.model
         scale, parent = self.scale, load_decoder(PARENT)
-        worlds = [self.make_world(s, scale.one_hop if i < TAUGHT else 0, {1: 1.0}) for i, s in enumerate(READ_WORLDS)]
+        asked = [scale.one_hop] * scale.taught + [0] * (scale.read - scale.taught)
+        worlds = [self.make_world(seed, count, {1: 1.0}) for seed, count in enumerate(asked, FIRST_READ_WORLD)]
         taught: list[Example] = []
-        for number, world in enumerate(worlds[:TAUGHT]):
+        for number, world in enumerate(worlds[: scale.taught]):
             agent = self.agent(SearchExpertModel(parent.tokenizer, world.train), self.index(world, f"taught{number}"))
             run = rollout(agent, world.train, out=self.out / "worlds" / f"taught{number}" / "run")
             taught += Mixture.from_trajectories(sorted(run, key=lambda t: t.key))

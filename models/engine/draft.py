@@ -1,7 +1,7 @@
 """Guesses of a smaller model, which runs a few tokens ahead.
 
 It draws with the randomness of the position, as the engine will: ``sampling.categorical`` makes two distributions that
-are close draw the same token from the same key. So a guess comes true about as often as under modified rejection
+are close draw the same token from the same noise. So a guess comes true about as often as under modified rejection
 sampling (Chen et al. 2302.01318: 1 - TV; here at least (1 - TV) / (1 + TV) on each level of the draw), and the output
 is, draw for draw, what it is without a draft model, whatever is guessed when (drafter-invariant speculative decoding,
 Daliri et al. 2408.07978). Rejection sampling would make it depend on how far was guessed, and so on timing.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..decoder import NEG_INF
+from .noise import gumbel
 
 Drawn = tuple[Array, Array, Array, Array]
 """Tokens, raw and sampled log-probabilities, each ``[B, T]``, and how many drafts were kept, ``[B]``."""
@@ -61,16 +62,16 @@ def _blocks(x: Array, fill: float) -> Array:
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % _BLOCK)), constant_values=fill).reshape(x.shape[0], -1, _BLOCK)
 
 
-def categorical(logits: Array, keys: Array) -> Array:
-    """One draw per row of ``softmax(logits [B, V])``, with ``keys [B]``.
+def categorical(logits: Array, seeds: Array, positions: Array) -> Array:
+    """One draw per row of ``softmax(logits [B, V])``, fixed by ``seeds [B]`` and ``positions [B]``.
 
     The Gumbel trick on two levels, a block and then a token within it: it needs hundreds of random numbers a row
-    instead of V. Two distributions that are close draw the same token from the same key: with probability
+    instead of V. Two distributions that are close draw the same token from the same noise: with probability
     ``sum_i 1 / sum_j max(p_j / p_i, q_j / q_i)`` on each level (Daliri et al. 2408.07978). A token of zero
     probability is never drawn.
     """
     p = _blocks(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)), 0)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, (p.shape[1] + _BLOCK,)))(keys)
+    noise = gumbel(seeds, positions, p.shape[1] + _BLOCK)
     block = jnp.argmax(jnp.log(p.sum(-1)) + noise[:, _BLOCK:], axis=-1)
     inner = jnp.take_along_axis(p, block[:, None, None], axis=1)[:, 0]
     return block * _BLOCK + jnp.argmax(jnp.log(inner) + noise[:, :_BLOCK], axis=-1)
@@ -102,8 +103,7 @@ def sample(
     scaled = allowed / jnp.where(temperature > 0, temperature, 1.0)[:, None]
     if cuts is not None:
         scaled = truncate(scaled, *cuts)
-    keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(seeds, positions)
-    tokens = jnp.where(temperature > 0, categorical(scaled, keys), greedy)
+    tokens = jnp.where(temperature > 0, categorical(scaled, seeds, positions), greedy)
     row = tokens[:, None]
     drawn = jnp.take_along_axis(scaled, row, axis=-1)[:, 0] - jax.nn.logsumexp(scaled, axis=-1)
     # A greedy draw has no randomness: its log-probability is 0.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from restill.models.checkpoint.load import Checkpoint, load_decoder
+from restill.models.config import DecoderConfig
+from restill.models.decoder import forward
 from restill.models.engine import shapes
 from restill.models.engine.request import Request, Sampling
 from restill.models.errors import RestillError
@@ -23,6 +27,19 @@ def smollm2() -> Checkpoint:
         return load_decoder("smollm2-135m")
     except RestillError as error:
         pytest.skip(f"the weights cannot be had here: {error}")
+
+
+@pytest.fixture(scope="session")
+def full_pass() -> Callable[..., np.ndarray]:
+    """Logits ``[L, V]`` of L tokens without a cache: ``(config, params, tokens)``. Padding after them changes none."""
+    run = jax.jit(forward, static_argnums=0)
+
+    def logits(config: DecoderConfig, params: Any, tokens: Sequence[int]) -> np.ndarray:
+        padded = np.zeros((1, -(-len(tokens) // 64) * 64), np.int32)
+        padded[0, : len(tokens)] = tokens
+        return np.asarray(run(config, params, padded))[0, : len(tokens)]
+
+    return logits
 
 
 @pytest.fixture(scope="session")

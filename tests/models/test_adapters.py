@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from restill.models.config import DecoderConfig
-from restill.models.decoder import forward
 from restill.models.engine.engine import Engine
 from restill.models.engine.request import Request, Sampling
 from restill.models.errors import RestillError
@@ -51,14 +51,15 @@ def asked(adapter: str | None, seed: int = 0) -> Request:
 
 
 def test_a_mixed_batch_equals_the_merged_models(
-    engine: Engine, tiny_config: DecoderConfig, tiny_params: Leaves, adapters: dict[str, tuple[Leaves, float]]
-) -> None:
+    engine: Engine, tiny_config: DecoderConfig, tiny_params: Leaves, adapters: dict[str, tuple[Leaves, float]],
+    full_pass: Callable[..., np.ndarray],
+) -> None:  # fmt: skip
     requests = [asked(name, seed) for seed in range(3) for name in (None, "one", "two")]
     merged = {name: merge(tiny_params, leaves, alpha=alpha) for name, (leaves, alpha) in adapters.items()}
     for request, done in zip(requests, engine.generate(requests), strict=True):
         params = merged.get(request.adapter or "", tiny_params)
-        logits = forward(tiny_config, params, np.array([[*request.prompt, *done.tokens]]))[0]
-        logprobs = jax.nn.log_softmax(logits)[np.arange(39, 39 + len(done.tokens)), list(done.tokens)]
+        logits = full_pass(tiny_config, params, (*request.prompt, *done.tokens))
+        logprobs = log_softmax(logits, axis=-1)[np.arange(39, 39 + len(done.tokens)), list(done.tokens)]
         np.testing.assert_allclose(done.logprobs, logprobs, atol=1e-3)
         np.testing.assert_allclose(engine.score(request.prompt, done.tokens, request.adapter), logprobs, atol=1e-3)
 

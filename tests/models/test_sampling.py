@@ -10,20 +10,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from restill.models.engine.noise import gumbel
 from restill.models.engine.sampling import argmax, categorical, penalise, sample, truncate, unpack_mask
 
 pick = jax.jit(categorical)
 cut = jax.jit(truncate)
+noise = jax.jit(gumbel, static_argnums=2)
 
 
-def keys(count: int, seed: int = 0) -> jax.Array:
-    return jax.random.split(jax.random.key(seed), count)
+def places(count: int, seed: int = 0) -> tuple[jax.Array, jax.Array]:
+    """A seed, and as many positions."""
+    return jnp.full(count, seed), jnp.arange(count)
+
+
+@given(st.integers(-(2**31), 2**31 - 1), st.integers(0, 2**31 - 1), st.integers(1, 3))
+def test_the_noise_is_that_of_jax(seed: int, position: int, blocks: int) -> None:
+    key = jax.random.fold_in(jax.random.key(jnp.int32(seed)), position)
+    ours = noise(jnp.array([seed]), jnp.array([position]), 100 * blocks)[0]
+    np.testing.assert_array_equal(ours, jax.random.gumbel(key, (100 * blocks,)))
 
 
 def test_draws_follow_the_softmax_across_blocks() -> None:
     vocab, draws = 300, 100_000
     logits = 2.0 * jax.random.normal(jax.random.key(0), (vocab,))
-    counts = np.bincount(pick(jnp.broadcast_to(logits, (draws, vocab)), keys(draws)), minlength=vocab)
+    counts = np.bincount(pick(jnp.broadcast_to(logits, (draws, vocab)), *places(draws)), minlength=vocab)
     expected = draws * np.asarray(jax.nn.softmax(logits), np.float64)
     assert chisquare(counts, expected * draws / expected.sum()).pvalue > 1e-3
 
@@ -55,7 +65,7 @@ def test_close_distributions_draw_alike_as_often_as_the_closed_form_says(vocab: 
         for i, block in enumerate(blocks)
     )
     draws = 100_000
-    same = [pick(jnp.broadcast_to(jnp.float32(row), (draws, vocab)), keys(draws)) for row in logits]
+    same = [pick(jnp.broadcast_to(jnp.float32(row), (draws, vocab)), *places(draws)) for row in logits]
     rate = float((same[0] == same[1]).mean())
     distance = np.abs(p - q).sum() / 2
     assert abs(rate - expected) < 4 * (expected * (1 - expected) / draws) ** 0.5
@@ -70,7 +80,7 @@ def test_a_forbidden_token_is_never_drawn(seed: int, allowed: int) -> None:
     logits = np.full(300, -1e30, np.float32)
     keep = rng.choice(300, allowed, replace=False)
     logits[keep] = 30 * rng.standard_normal(allowed)
-    assert int(pick(logits[None], keys(1, seed))[0]) in keep
+    assert int(pick(logits[None], *places(1, seed))[0]) in keep
 
 
 @settings(deadline=None, max_examples=100)
