@@ -28,6 +28,7 @@ COMMANDS = [
     "world",
 ]
 QUICK = ["--few-shot", "0", "--steps", "1", "--seconds", "60"]
+STEADY = [*QUICK, "--deterministic"]  # few programs to compile
 
 
 def run(*args, code=0, env=None):
@@ -162,7 +163,7 @@ def test_rollout_resumes_and_show_tells(place):
 def test_shards_share_a_run(place):
     out = place / "shards"
     for shard in ("0/2", "1/2"):
-        run("rollout", place / "questions.jsonl", "--out", out, "--shard", shard, *QUICK)
+        run("rollout", place / "questions.jsonl", "--out", out, "--shard", shard, *STEADY)
     assert len(Run.open(out)) == 4
 
 
@@ -181,7 +182,7 @@ def test_what_a_worker_cannot_do_is_said_once(place):
 
 
 def test_eval_scores_and_keeps_its_run_at_home(place):
-    args = ["eval", place / "questions.jsonl", "--limit", 3, *QUICK]
+    args = ["eval", place / "questions.jsonl", "--limit", 3, *STEADY]
     report = json.loads(run(*args, "--json").stdout)
     assert report["questions"] == 3 and 0 <= report["em"] <= 1
     assert report["run"].startswith(str(place / "home"))
@@ -199,7 +200,7 @@ def test_eval_also_asks_a_judge(place):
     leaves = init_lora(base.config, rank=2, key=jax.random.key(0))
     manifest = {"base": base.name, "format": JUDGE_FORMAT}
     save_peft(place / "judge", leaves, base.config, alpha=2, manifest=manifest)
-    args = ["eval", place / "questions.jsonl", "--limit", 2, *QUICK, "--judge", place / "judge"]
+    args = ["eval", place / "questions.jsonl", "--limit", 2, *STEADY, "--judge", place / "judge"]
     assert 0 <= json.loads(run(*args, "--json").stdout)["judged"] <= 1
     assert "accepted by the judge" in run(*args).stdout
 
@@ -235,7 +236,7 @@ def test_improve_trains_a_pilot_and_resumes(place, tmp_path):
         1,
         "--steps",
         4,
-        "--deterministic",  # few programs to compile
+        "--deterministic",
         "--json",
     ]
     report = json.loads(run(*args).stdout)
