@@ -151,8 +151,10 @@ class Agent(Runnable[Any, AgentResult], ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Agent hash, 16 hex digits: covers everything in :attr:`config`."""
-        text = json.dumps(self.config, sort_keys=True, default=str)
+        """Agent hash, 16 hex digits: covers all of :attr:`config` but the model's names, for it may lie anywhere."""
+        config = self.config
+        model = {key: value for key, value in config["model"].items() if key not in ("name", "adapter")}
+        text = json.dumps({**config, "model": model}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     # -- running

@@ -285,6 +285,8 @@ def test_the_agent_hash_covers_what_changes_its_runs(search) -> None:
     assert agent.replace(seed=9).fingerprint == agent.fingerprint
     search_again = agent.replace(tools=[search])
     assert search_again.fingerprint == agent.fingerprint
+    moved = agent.replace(model=model("x", name="the same weights in another folder"))
+    assert moved.fingerprint == agent.fingerprint
 
 
 @pytest.mark.parametrize(
