@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from restill import JaxChatModel, Retriever, SearchAgent, World, rollout
+from restill.agents.budget import Budget
 from restill.models.checkpoint.load import Checkpoint, load_decoder
 from restill.models.student import Nano, make_student
 from restill.retrieval.maintain import bring_up_to_date
@@ -43,6 +44,7 @@ class Scale:
             model that knows English: a nano model gets other questions in the training questions' words.
         hops: of the questions, number -> share.
         pilot, piloted: questions that the expert is asked, and how often.
+        steps: most of a run.
         tune, ranker_tune: how models and the ranker adapter are trained.
     """
 
@@ -63,6 +65,7 @@ class Scale:
     labelled: int = 120
     grown: int = 4
     slots: int = 32
+    steps: int = 24
     reward: Ranker = field(default_factory=GoldRanker)
     tune: TrainConfig = TrainConfig(method="full", embeddings=True, lr=1e-3, epochs=3, rows=2, row_length=768)
     ranker_tune: TrainConfig = TrainConfig(lr=5e-3, epochs=3, rank=32, alpha=64.0, rows=2, row_length=1024)
@@ -76,7 +79,7 @@ SMOLLM2 = Scale(
 )  # fmt: skip
 _TINY: dict[str, Any] = {
     "entities": 60, "train": 8, "held_out": 6, "pilot": 6, "piloted": 1, "labelled": 4, "slots": 4,
-    "reward": RandomRanker(),
+    "steps": 4, "reward": RandomRanker(),
 }  # fmt: skip
 """A model after so little training is right nowhere, so the reward keeps anything."""
 QUICK_NANO = dataclasses.replace(NANO, parameters=200_000, read=3, taught=2, texts=40, one_hop=20, **_TINY)
@@ -111,7 +114,10 @@ class Lab:
 
     def agent(self, model: Any, search: Retriever, *, checks: bool = True) -> SearchAgent:
         """The agent of all arms: greedy when it is scored, four samples a step (its default) when it grows."""
-        return SearchAgent(model, [search.as_tool()], few_shot=0, temperature=0.0, top_k=2, checks=checks)
+        return SearchAgent(
+            model, [search.as_tool()], few_shot=0, temperature=0.0, top_k=2, checks=checks,
+            budget=Budget(steps=self.scale.steps),
+        )  # fmt: skip
 
     def model(self, base: str, trained: Path | None = None) -> JaxChatModel:
         """A model to serve: the base, or what was trained from it."""
