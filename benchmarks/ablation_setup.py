@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from restill import JaxChatModel, Retriever, SearchAgent, World, rollout
 from restill.agents.budget import Budget
 from restill.models.checkpoint.load import Checkpoint, load_decoder
 from restill.models.student import Nano, make_student
+from restill.retrieval.intervals import bootstrap_interval
 from restill.retrieval.maintain import bring_up_to_date
 from restill.selftrain.feedback import GoldRanker, RandomRanker, Ranker
 from restill.selftrain.mixture import Example, Mixture
@@ -171,3 +174,23 @@ def repeats(lines: Sequence[Sequence[int]], count: int) -> list[Example]:
         weights = (0.0, *[1.0] * (len(tokens) - 1))
         examples.append(Example(tokens=tuple(tokens), weights=weights, provenance={"question_key": "none"}))
     return examples
+
+
+def bits(values: Sequence[float]) -> str:
+    """One character a question, as cells keep them."""
+    return "".join("1" if v else "0" for v in values)
+
+
+def rights(cell: Mapping[str, Any], which: str = "right") -> np.ndarray:
+    """A cell's bits, as numbers."""
+    return np.array([bit == "1" for bit in cell[which]], float)
+
+
+def gain(own: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any] | None]) -> str:
+    """Mean difference, its interval over questions (a question's differences are averaged over seeds first)."""
+    pairs = [rights(a) - rights(b) for a, b in zip(own, others, strict=True) if b is not None]
+    if not pairs:
+        return ""
+    means = np.mean(pairs, axis=0)
+    low, high = bootstrap_interval(means.tolist(), 0)
+    return f"{100 * means.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"

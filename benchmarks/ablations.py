@@ -26,7 +26,18 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from ablation_setup import LABELLED_WORLD, NANO, NOISE, QUICK_NANO, QUICK_SMOLLM2, SMOLLM2, Lab
+from ablation_setup import (
+    LABELLED_WORLD,
+    NANO,
+    NOISE,
+    QUICK_NANO,
+    QUICK_SMOLLM2,
+    SMOLLM2,
+    Lab,
+    bits,
+    gain,
+    rights,
+)  # fmt: skip
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +46,6 @@ from restill.agents.scores import exact_match
 from restill.agents.trajectory import Trajectory
 from restill.models.checkpoint.load import load_decoder
 from restill.models.student import parameter_count
-from restill.retrieval.intervals import bootstrap_interval
 from restill.selftrain.choice import Choice, choices
 from restill.selftrain.feedback import CompletedRanker, Ranker
 from restill.selftrain.pilot import Pilot
@@ -144,7 +154,7 @@ class Seed:
         drafted = [exact_match(d or "", q.answers) for d, q in zip(drafts, asked, strict=True)]
         mixed, ranked = phases.get(f"{stage}/mixture", {}), phases.get(f"{stage}/rank", {})
         return {
-            "arm": name, "stage": arm, "seed": self.seed, "right": _bits(right), "draft_right": _bits(drafted),
+            "arm": name, "stage": arm, "seed": self.seed, "right": bits(right), "draft_right": bits(drafted),
             "searches": round(statistics.mean(len(t.calls()) for t in found), 3),
             "tokens": round(statistics.mean(t.usage.generated for t in found), 1),
             "answered": round(statistics.mean(t.status == "answered" for t in found), 4),
@@ -197,10 +207,6 @@ def _inherit(source: Path, job: Path) -> None:
     part.rename(job)
 
 
-def _bits(values: Sequence[float]) -> str:
-    return "".join("1" if v else "0" for v in values)
-
-
 def table(cells: list[dict[str, Any]]) -> Table:
     """Mean and deviation over seeds, and what an arm gains over its pilot and over "filtered", paired by question."""
     by = {(c["arm"], c["stage"], c["seed"]): c for c in cells}
@@ -223,33 +229,19 @@ def table(cells: list[dict[str, Any]]) -> Table:
             own = [by[name, stage, s] for s in seeds if (name, stage, s) in by]
             if not own or (ARMS[name].shares and stage in ("base", "pilot")):
                 continue
-            scores = [100 * float(_array(c["right"]).mean()) for c in own]
+            scores = [100 * float(rights(c).mean()) for c in own]
             spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
             pilots = [by.get((name, "pilot", c["seed"])) for c in own]
             rivals = [by.get(("filtered", stage, c["seed"])) for c in own]
             shown.add_row(
                 name, stage, str(len(own)), f"{statistics.mean(scores):.1f}{spread}",
-                f"{100 * np.mean([np.mean(_array(c['draft_right'])) for c in own]):.1f}",
-                "" if stage in ("base", "pilot") else _gain(own, pilots),
-                "" if name == "filtered" else _gain(own, rivals),
+                f"{100 * np.mean([rights(c, 'draft_right').mean() for c in own]):.1f}",
+                "" if stage in ("base", "pilot") else gain(own, pilots),
+                "" if name == "filtered" else gain(own, rivals),
                 f"{statistics.mean(c['searches'] for c in own):.2f}",
                 str(round(statistics.mean(c["kept"] for c in own))) if own[0]["kept"] else "",
             )  # fmt: skip
     return shown
-
-
-def _array(bits: str) -> np.ndarray:
-    return np.array([bit == "1" for bit in bits], float)
-
-
-def _gain(own: list[dict[str, Any]], others: Sequence[dict[str, Any] | None]) -> str:
-    """Mean difference, its interval over questions (a question's differences are averaged over seeds first)."""
-    pairs = [(_array(a["right"]), _array(b["right"])) for a, b in zip(own, others, strict=True) if b is not None]
-    if not pairs:
-        return ""
-    means = np.mean([a - b for a, b in pairs], axis=0)
-    low, high = bootstrap_interval(means.tolist(), 0)
-    return f"{100 * means.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def main(
@@ -288,7 +280,7 @@ def main(
     if json_out:
         scores: dict[str, list[float]] = {}
         for cell in cells:
-            scores.setdefault(f"{cell['arm']}: {cell['stage']}", []).append(float(np.mean(_array(cell["right"]))))
+            scores.setdefault(f"{cell['arm']}: {cell['stage']}", []).append(float(np.mean(rights(cell))))
         json_out.write_text(json.dumps({name: statistics.mean(found) for name, found in scores.items()}, indent=1))
 
 

@@ -1,0 +1,127 @@
+"""TRICE on trajectories beside ReST: the same pilot, the same questions, the same held-out score, and what each cost.
+
+Goes on from the jobs of ``ablations.py`` (its arm "filtered"): the search agent with the pilot's model draws whole
+trajectories, one for each question of a step, and is trained on those that are right. Nobody shows it an answer: a
+question has no memory until a trajectory of its own is right.
+
+    python benchmarks/ablations.py --out runs/ablations --seeds 5 --arms filtered
+    python benchmarks/trice_search.py --out runs/ablations --seeds 5
+
+Killed at any time, the same command goes on. Finished cells are lines of OUT/trice.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from ablation_setup import NANO, QUICK_NANO, Lab, bits, gain, rights
+from rich.console import Console
+from rich.table import Table
+
+from restill import TRICE, Run, improve
+from restill.agents.scores import exact_match
+from restill.models.errors import RestillError
+from restill.selftrain.mixture import Mixture
+from restill.selftrain.trainer import TrainConfig
+
+STAGES = {"pilot": "pilot", "gen1": "ReST, generation 1", "gen2": "ReST, generation 2"}
+TUNE = TrainConfig(method="full", embeddings=True, lr=3e-4, rows=1, row_length=2048, warmup=0.1)
+
+
+def scored(lab: Lab, seed: int, name: str, folder: Path, drawn: int, trained: int) -> dict[str, Any]:
+    """A cell: what a run over the held-out questions came to, and the tokens that its model cost since the pilot."""
+    run = {t.question_key: t for t in Run.open(folder)}
+    right = [exact_match(run[q.key].answer or "", q.answers) for q in lab.held_out]
+    return {"stage": name, "seed": seed, "right": bits(right), "drawn": drawn, "trained": trained}
+
+
+def rest_cells(lab: Lab, seed: int) -> list[dict[str, Any]]:
+    """ReST's stages; a generation's cost is on top of that of the one before."""
+    job, drawn, trained, cells = lab.out / f"seed{seed}" / "filtered", 0, 0, []
+    for stage, name in STAGES.items():
+        if not (job / stage / "eval.json").exists():
+            raise RestillError(
+                f"{job / stage} has no scores; run ablations.py --arms filtered with the same --out first"
+            )
+        if stage != "pilot":
+            run = Run.open(job / stage / "rollout")
+            drawn += sum(len(s.tokens) for t in run for step in t.steps for s in step.samples)
+            trained += lab.scale.tune.epochs * Mixture.load(job / stage / "mixture.jsonl").targets
+        cells.append(scored(lab, seed, name, job / stage / "eval", drawn, trained))
+    return cells
+
+
+def trice_cell(lab: Lab, base: str, seed: int, steps: int) -> dict[str, Any]:
+    """TRICE from ReST's pilot."""
+    folder = lab.out / f"seed{seed}" / "trice"
+    agent = lab.agent(lab.model(base, lab.out / f"seed{seed}" / "filtered" / "pilot" / "adapter"), lab.search)
+    method = TRICE(
+        steps=steps, minibatch=min(32, len(lab.train)), resampled=16, guide=None, train=TUNE, slots=lab.scale.slots,
+        max_context=2048, eval_every=max(1, steps // 6),
+    )  # fmt: skip
+    report = improve(
+        agent, lab.train, out=folder, method=method, eval=lab.held_out, seed=seed, deadline=None, progress=True
+    )
+    made = report.phases[f"{method.arm}/train"]
+    cell = scored(lab, seed, "TRICE", folder / method.arm / "eval", made["sampled_tokens"], made["trained_tokens"])
+    return {**cell, "steps": made["steps"], "shares": made["shares"]}
+
+
+def table(cells: list[dict[str, Any]]) -> Table:
+    """Scores over seeds, paired gains, costs."""
+    by = {(c["stage"], c["seed"]): c for c in cells}
+    shown = Table(title="exact match, %; paired 95 % intervals; tokens since the pilot")
+    for column in ("stage", "seeds", "EM", "over the pilot", "TRICE over it", "drawn", "trained"):
+        shown.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in (*STAGES.values(), "TRICE"):
+        own = [c for c in cells if c["stage"] == stage]
+        if not own:
+            continue
+        pilots, trices = ([by.get((name, c["seed"])) for c in own] for name in ("pilot", "TRICE"))
+        theirs = [(a, b) for a, b in zip(trices, own, strict=True) if a is not None]
+        shown.add_row(
+            stage, str(len(own)), f"{100 * np.mean([rights(c).mean() for c in own]):.1f}",
+            "" if stage == "pilot" else gain(own, pilots),
+            "" if stage == "TRICE" else gain([a for a, _ in theirs], [b for _, b in theirs]),
+            *(f"{np.mean([c[cost] for c in own]) / 1000:.0f}k" for cost in ("drawn", "trained")),
+        )  # fmt: skip
+    return shown
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="The folder of ablations.py.")] = Path("runs/ablations"),
+    seeds: Annotated[int, typer.Option(min=1, help="How many, from 0.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Of TRICE.")] = 90,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="After ablations.py --quick; the numbers mean nothing.")
+    ] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write mean scores and costs here, flat.")] = None,
+) -> None:
+    """Run what is missing, seed by seed, and print the table."""
+    out = out.with_name(out.name + "-quick") if quick else out
+    lab, file = Lab(out, QUICK_NANO if quick else NANO), out / "trice.jsonl"
+    base = lab.base()
+    for seed in range(seeds):
+        cells = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        if not any(c["seed"] == seed for c in cells):
+            made = [*rest_cells(lab, seed), trice_cell(lab, base, seed, 2 if quick else steps)]
+            with file.open("a") as lines:
+                lines.writelines(json.dumps(cell) + "\n" for cell in made)
+    cells = [json.loads(line) for line in file.read_text().splitlines()]
+    Console(width=140).print(table(cells))
+    if json_out:
+        measures = {"EM": lambda c: rights(c).mean(), "drawn": lambda c: c["drawn"], "trained": lambda c: c["trained"]}
+        flat = {
+            f"{stage}: {name}": float(np.mean([measure(c) for c in cells if c["stage"] == stage]))
+            for stage in (*STAGES.values(), "TRICE")
+            for name, measure in measures.items()
+        }
+        json_out.write_text(json.dumps(flat, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
