@@ -18,7 +18,7 @@ from ..models.errors import RestillError
 from ..retrieval.types import Citation
 from .budget import Budget
 from .episode import Episode
-from .model import default_few_shot, identity, is_token_model
+from .model import default_few_shot, identity, is_token_model, nameless
 from .plan import Plan
 from .question import Question
 from .threads import run_sync
@@ -114,7 +114,13 @@ class Agent(Runnable[Any, AgentResult], ABC):
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """What the agent hash covers, as plain values."""
+        """Every option, as plain values."""
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """What of :attr:`config` decides what the agent does."""
+        config = self.config
+        return {**config, "model": nameless(config["model"])}
 
     def _shared_config(self) -> dict[str, Any]:
         hint = self.hint
@@ -151,10 +157,8 @@ class Agent(Runnable[Any, AgentResult], ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Agent hash, 16 hex digits: covers all of :attr:`config` but the model's names, for it may lie anywhere."""
-        config = self.config
-        model = {key: value for key, value in config["model"].items() if key not in ("name", "adapter")}
-        text = json.dumps({**config, "model": model}, sort_keys=True, default=str)
+        """Agent hash, 16 hex digits: covers all of :attr:`settled`."""
+        text = json.dumps(self.settled, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     # -- running

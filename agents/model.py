@@ -91,9 +91,7 @@ def counter_of(model: Any) -> Callable[[], Stats] | None:
 
 
 def identity(model: Any) -> dict[str, Any]:
-    """What the agent hash knows of a model: name, fingerprint, adapter, precision, and ``deterministic`` where that is
-    true.
-    """
+    """What a manifest tells of a model: name, fingerprint, adapter, precision, and ``deterministic`` if it is."""
     if is_token_model(model):
         adapter = model.adapter
         return {
@@ -109,6 +107,12 @@ def identity(model: Any) -> dict[str, Any]:
     named = name or type(model).__name__
     fingerprint = str(getattr(model, "fingerprint", "") or hashlib.sha256(f"{kind}:{name}".encode()).hexdigest())
     return {"name": named, "fingerprint": fingerprint, "adapter": None, "adapter_hash": None, "precision": ""}
+
+
+def nameless(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides how a model behaves, of :func:`identity`: without names, for its files may lie anywhere."""
+    named = not found["fingerprint"]  # nothing else tells it from others
+    return {key: value for key, value in found.items() if named or key not in ("name", "adapter")}
 
 
 def default_few_shot(model: Any) -> int:

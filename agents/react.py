@@ -77,7 +77,7 @@ class ReActAgent(Agent):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What the agent hash covers, as plain values."""
+        """Every option, as plain values."""
         return {"protocol": PROTOCOL, **self._shared_config()}
 
     @cached_property

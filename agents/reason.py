@@ -155,7 +155,7 @@ class ReasoningAgent(Agent):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What the agent hash covers, as plain values."""
+        """Every option, as plain values."""
         shown = json.dumps(self.demonstrations[: self.examples])
         return {
             "protocol": PROTOCOL,

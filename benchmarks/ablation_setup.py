@@ -27,7 +27,8 @@ PARENT = "smollm2-135m"
 """Its tokenizer, pruned, is the nano models'."""
 FIRST_READ_WORLD, LABELLED_WORLD, ASKED_WORLD = 100, 60, 7
 """Seeds: of the first World that the base reads (the others follow), of the World with labels for the ranker adapter,
-of the World of the experiment. 23 of its 300 names, mostly ships, also stand in one of the others, with other facts."""
+of the World of the experiment. 24 of its 300 names, mostly novels and ships, also stand in one of the others, with
+other facts."""
 ASKED = ("employer", "birthplace", "teacher", "founder", "seat", "director", "mayor", "region", "river")
 """The relations that a nano model is asked for: so many wordings as it can learn from so few questions."""
 NOISE = 0.1
@@ -119,7 +120,7 @@ class Lab:
         """The agent of all arms: greedy when it is scored, four samples a step (its default) when it grows."""
         return SearchAgent(
             model, [search.as_tool()], few_shot=0, temperature=0.0, top_k=2, checks=checks,
-            budget=Budget(steps=self.scale.steps),
+            budget=Budget(steps=self.scale.steps, seconds=None),
         )  # fmt: skip
 
     def model(self, base: str, trained: Path | None = None) -> JaxChatModel:
@@ -135,6 +136,8 @@ class Lab:
         and then one-hop questions of other Worlds."""
         if self.scale.model is not None:
             return self.scale.model
+        if (made := self.out / "base" / "manifest.json").exists():
+            return str(made.parent)
         scale, parent = self.scale, load_decoder(PARENT)
         asked = [scale.one_hop] * scale.taught + [0] * (scale.read - scale.taught)
         worlds = [self.make_world(seed, count, {1: 1.0}) for seed, count in enumerate(asked, FIRST_READ_WORLD)]

@@ -211,7 +211,7 @@ def table(cells: list[dict[str, Any]]) -> Table:
     """Mean and deviation over seeds, and what an arm gains over its pilot and over "filtered", paired by question."""
     by = {(c["arm"], c["stage"], c["seed"]): c for c in cells}
     seeds = sorted({c["seed"] for c in cells})
-    shown = Table(title=f"seeds {', '.join(map(str, seeds))}; exact match, %; paired 95 % intervals")
+    shown = Table(title=f"seeds {', '.join(map(str, seeds))}; exact match, %; paired 95 % intervals over questions")
     for column in (
         "arm",
         "stage",

@@ -1,8 +1,8 @@
 """TRICE on trajectories beside ReST: the same pilot, the same questions, the same held-out score, and what each cost.
 
 Goes on from the jobs of ``ablations.py`` (its arm "filtered"): the search agent with the pilot's model draws whole
-trajectories, one for each question of a step, and is trained on those that are right. Nobody shows it an answer: a
-question has no memory until a trajectory of its own is right.
+trajectories, one for each question of a step, learns those that are right and unlearns the others. The first memories
+are from the scripted expert that made the pilot, which has been trained on the like of them.
 
     python benchmarks/ablations.py --out runs/ablations --seeds 5 --arms filtered
     python benchmarks/trice_search.py --out runs/ablations --seeds 5
@@ -29,7 +29,7 @@ from restill.selftrain.mixture import Mixture
 from restill.selftrain.trainer import TrainConfig
 
 STAGES = {"pilot": "pilot", "gen1": "ReST, generation 1", "gen2": "ReST, generation 2"}
-TUNE = TrainConfig(method="full", embeddings=True, lr=3e-4, rows=1, row_length=2048, warmup=0.1)
+TUNE = TrainConfig(method="full", embeddings=True, lr=3e-4, rows=2, row_length=1024, warmup=0.1)
 
 
 def scored(lab: Lab, seed: int, name: str, folder: Path, drawn: int, trained: int) -> dict[str, Any]:
@@ -55,13 +55,13 @@ def rest_cells(lab: Lab, seed: int) -> list[dict[str, Any]]:
     return cells
 
 
-def trice_cell(lab: Lab, base: str, seed: int, steps: int) -> dict[str, Any]:
+def trice_cell(lab: Lab, seed: int, steps: int) -> dict[str, Any]:
     """TRICE from ReST's pilot."""
     folder = lab.out / f"seed{seed}" / "trice"
-    agent = lab.agent(lab.model(base, lab.out / f"seed{seed}" / "filtered" / "pilot" / "adapter"), lab.search)
+    agent = lab.agent(lab.model(str(lab.out / f"seed{seed}" / "filtered" / "pilot" / "adapter")), lab.search)
     method = TRICE(
-        steps=steps, minibatch=min(32, len(lab.train)), resampled=16, guide=None, train=TUNE, slots=lab.scale.slots,
-        max_context=2048, eval_every=max(1, steps // 6),
+        steps=steps, minibatch=min(32, len(lab.train)), resampled=16, guide="expert", guide_samples=1,
+        train=TUNE, slots=lab.scale.slots, max_context=TUNE.row_length, eval_every=max(1, steps // 3),
     )  # fmt: skip
     report = improve(
         agent, lab.train, out=folder, method=method, eval=lab.held_out, seed=seed, deadline=None, progress=True
@@ -74,7 +74,7 @@ def trice_cell(lab: Lab, base: str, seed: int, steps: int) -> dict[str, Any]:
 def table(cells: list[dict[str, Any]]) -> Table:
     """Scores over seeds, paired gains, costs."""
     by = {(c["stage"], c["seed"]): c for c in cells}
-    shown = Table(title="exact match, %; paired 95 % intervals; tokens since the pilot")
+    shown = Table(title="exact match, %; paired 95 % intervals over questions; tokens since the pilot")
     for column in ("stage", "seeds", "EM", "over the pilot", "TRICE over it", "drawn", "trained"):
         shown.add_column(column, justify="left" if column == "stage" else "right")
     for stage in (*STAGES.values(), "TRICE"):
@@ -104,11 +104,10 @@ def main(
     """Run what is missing, seed by seed, and print the table."""
     out = out.with_name(out.name + "-quick") if quick else out
     lab, file = Lab(out, QUICK_NANO if quick else NANO), out / "trice.jsonl"
-    base = lab.base()
     for seed in range(seeds):
         cells = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         if not any(c["seed"] == seed for c in cells):
-            made = [*rest_cells(lab, seed), trice_cell(lab, base, seed, 2 if quick else steps)]
+            made = [*rest_cells(lab, seed), trice_cell(lab, seed, 2 if quick else steps)]
             with file.open("a") as lines:
                 lines.writelines(json.dumps(cell) + "\n" for cell in made)
     cells = [json.loads(line) for line in file.read_text().splitlines()]

@@ -131,9 +131,10 @@ def load_peft(path: Path) -> Adapter:
             raise RestillError(f"{path / WEIGHTS} holds {name!r}, which is no LoRA leaf of a Llama decoder") from None
         leaves[f"layers.{int(parts[0])}.{matmul}.{side}"] = np.ascontiguousarray(tensor.T)
     manifest = json.loads((path / MANIFEST).read_text()) if (path / MANIFEST).is_file() else {}
-    digest = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
+    alpha = float(config["lora_alpha"])
+    digest = hashlib.sha256((path / WEIGHTS).read_bytes() + f"alpha {alpha}".encode()).hexdigest()
     info = AdapterInfo(name=path.name, path=path, hash=digest, manifest=manifest)
-    return Adapter(leaves=leaves, alpha=float(config["lora_alpha"]), info=info)
+    return Adapter(leaves=leaves, alpha=alpha, info=info)
 
 
 def find_adapter(name_or_path: str | Path) -> Path:

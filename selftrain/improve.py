@@ -85,7 +85,7 @@ def improve(
         "seed": seed,
         "eval_samples": eval_samples,
         "control": control,
-        "agent": {"hash": agent.fingerprint, **agent.config},
+        "agent": {"hash": agent.fingerprint, **agent.settled},
         "train_questions": digest(train),
         "eval_questions": digest(held_out),
     }

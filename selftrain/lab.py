@@ -150,7 +150,7 @@ class Lab:
         scored = []
         with self.timed("scoring"):
             for question, trajectory in zip(questions, drawn, strict=True):
-                self.sampled += sum(len(s.sample.tokens) for s in trajectory.steps)
+                self.sampled += sum(len(each.tokens) for s in trajectory.steps for each in s.samples)
                 reward = None if trajectory.status == "error" else self._reward(question, trajectory, step)
                 latent = None if reward is None else Latent.of(trajectory).rewarded(reward, step)
                 scored.append(Scored(question, trajectory, latent))

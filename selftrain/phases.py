@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from ..agents.agent import Agent
 from ..agents.evaluate import EvalReport, score_run
-from ..agents.model import identity
+from ..agents.model import identity, nameless
 from ..agents.question import Question
 from ..agents.rollout import rollout
 from ..agents.run import Run
@@ -82,7 +82,11 @@ class Phases(Generic[AnyMethod]):
             occupancy = {} if worked is None else {"occupancy": worked.occupancy}
             return {"agent": agent.fingerprint, "trajectories": len(found), "content": content, **occupancy}
 
-        done = self.job.phase(f"{name}/rollout", inputs, work, part=part, outputs=[folder / "run.json"])
+        def discard() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+        outputs = [folder / "run.json"]
+        done = self.job.phase(f"{name}/rollout", inputs, work, part=part, outputs=outputs, discard=discard)
         return Run.open(folder), done["content"]
 
     def rank(self, name: str, run: Run, content: str, agent: Agent, ranker: StepRanker) -> Rankings:
@@ -95,7 +99,7 @@ class Phases(Generic[AnyMethod]):
         judge = getattr(ranker, "model", None)
         settings = {
             "ranker": plain(ranker),
-            "model": None if judge is None else identity(judge),
+            "model": None if judge is None else nameless(identity(judge)),
             "rollout": content,
         }
         path = run.path / "rankings" / "steps.jsonl"

@@ -113,7 +113,7 @@ class SearchAgent(Agent):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What the agent hash covers, as plain values."""
+        """Every option, as plain values."""
         return {
             "protocol": FORMATS[self.format].protocol,
             **self._shared_config(),

@@ -22,7 +22,7 @@ from .safetensors import load_decoder_folder, read_json, read_tensors, save_deco
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A decoder: shape, canonical f32 parameters, tokenizer, and the SHA-256 of its weight file(s)."""
+    """A decoder: shape, canonical f32 parameters, tokenizer, and a SHA-256 of the files that all this comes from."""
 
     name: str
     config: DecoderConfig
@@ -55,7 +55,8 @@ def load_decoder(name_or_path: str | Path, *, progress: Progress | None = None) 
     path = _locate(name_or_path, "decoder", progress)
     if path.is_dir():
         config, params = load_decoder_folder(path)
-        tokenizer, fingerprint = Tokenizer.from_dir(path), _fingerprint(weight_files(path))
+        tokenizer = Tokenizer.from_dir(path)
+        fingerprint = _fingerprint([*weight_files(path), path / "config.json"], tokenizer.fingerprint)
     else:
         config, params, tokenizer, fingerprint = _load_gguf(path)
     _check(config, params, path)
@@ -144,6 +145,6 @@ def _check(config: DecoderConfig, params: Mapping[str, np.ndarray], path: Path) 
             raise RestillError(f"weight {key!r} of {path} has shape {have}, the config says {want.get(key)}")
 
 
-def _fingerprint(files: list[Path]) -> str:
-    hashes = [sha256_of(file) for file in files]
+def _fingerprint(files: list[Path], *others: str) -> str:
+    hashes = [*map(sha256_of, files), *others]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

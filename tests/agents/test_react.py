@@ -285,8 +285,10 @@ def test_the_agent_hash_covers_what_changes_its_runs(search) -> None:
     assert agent.replace(seed=9).fingerprint == agent.fingerprint
     search_again = agent.replace(tools=[search])
     assert search_again.fingerprint == agent.fingerprint
-    moved = agent.replace(model=model("x", name="the same weights in another folder"))
-    assert moved.fingerprint == agent.fingerprint
+    adapted = [model("x", name=name, adapter=FakeAdapter(name=name)) for name in ("here", "elsewhere")]
+    assert len({agent.replace(model=each).fingerprint for each in adapted}) == 1
+    unknown = [model("x", name=name, fingerprint="") for name in ("one", "other")]
+    assert len({agent.replace(model=each).fingerprint for each in unknown}) == 2
 
 
 @pytest.mark.parametrize(

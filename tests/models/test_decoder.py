@@ -75,6 +75,8 @@ def test_adapter_folder_round_trips(tmp_path, params: dict[str, jax.Array]) -> N
     assert adapter.leaves.keys() == lora.keys()
     for name, leaf in lora.items():
         np.testing.assert_array_equal(adapter.leaves[name], leaf)
+    save_peft(tmp_path / "stronger", lora, TINY, alpha=64, manifest={"base": "tiny"})
+    assert load_peft(tmp_path / "stronger").info.hash != adapter.info.hash
 
 
 def test_unknown_adapter_is_named() -> None:

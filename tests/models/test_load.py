@@ -41,13 +41,19 @@ def test_the_wrong_kind_of_model_is_refused() -> None:
         load_encoder(TINY)
 
 
-def test_the_fingerprint_follows_the_weights(folder: Path) -> None:
-    before = load_decoder(folder).fingerprint
-    assert load_decoder(folder).fingerprint == before
+def test_the_fingerprint_follows_all_that_decides_what_a_model_says(folder: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    found = [load_decoder(folder).fingerprint]
+    assert load_decoder(moved).fingerprint == found[0]
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + np.float32(1)
     save_file(tensors, folder / "model.safetensors")
-    assert load_decoder(folder).fingerprint != before
+    found.append(load_decoder(folder).fingerprint)
+    for file, key, value in (("config.json", "rope_theta", 5e5), ("tokenizer_config.json", "chat_template", "{{ 1 }}")):
+        facts = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**facts, key: value}))
+        found.append(load_decoder(folder).fingerprint)
+    assert len(set(found)) == len(found)
 
 
 def test_a_config_that_does_not_fit_names_the_weight(folder: Path) -> None:
