@@ -81,15 +81,22 @@ class KVCache:
     def move(self, what: Fork | Swap) -> None:
         """Copy or exchange the first tokens of two slots."""
         pairs = [(what.source, what.target)] if isinstance(what, Fork) else [(what.a, what.b), (what.b, what.a)]
-        taken = [list(self.prefix(source, what.length)) for source, _ in pairs]
-        for layers, (_, target) in zip(taken, pairs, strict=True):
+        kept = what.kept if isinstance(what, Fork) else 0
+        segments = [j for j, part in enumerate(self._shapes.segments) if kept < part.stop and part.start < what.length]
+        taken = [[self._row(source, j) for j in segments] for source, _ in pairs]
+        for copies, (_, target) in zip(taken, pairs, strict=True):
             group, row = self._shapes.row(target)
             where = np.int32(row)
-            for j in range(self._shapes.parts(what.length)):
+            for j, copy in zip(segments, copies, strict=True):
                 part = self._part(group, j)
                 self._grid[group, j] = tuple(
-                    runner.give(layer, new[j], where) for layer, new in zip(part, layers, strict=True)
+                    runner.give(layer, new, where) for layer, new in zip(part, copy, strict=True)
                 )
+
+    def _row(self, slot: int, segment: int) -> Cache:
+        group, row = self._shapes.row(slot)
+        where = np.int32(row)
+        return tuple(runner.take(layer, where) for layer in self._part(group, segment))
 
     def clear(self, slot: int) -> None:
         """Zeros in a slot."""

@@ -37,11 +37,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Fork:
-    """Copy the first ``length`` tokens of slot ``source`` to slot ``target``."""
+    """Copy the first ``length`` tokens of slot ``source`` to slot ``target``, which has the first ``kept`` already."""
 
     source: int
     target: int
     length: int
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class SlotTable:
             low.index, own.index = own.index, low.index
             self.slots[low.index], self.slots[own.index] = low, own
         if source is not None:
-            moves.append(Fork(source.index, own.index, count))
+            moves.append(Fork(source.index, own.index, count, shared[own.index]))  # after a move, of what lies there
         self._clock += 1
         own.busy, own.used, own.tokens, own.adapter = True, self._clock, list(prompt[:count]), adapter
         own.plain = min(count, (source or own).plain)

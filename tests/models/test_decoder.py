@@ -41,6 +41,8 @@ def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(
         model.chunk(slot, start, tokens[start:end].tolist(), 16)
     cache.move(Swap(slot, 5, 21))
     cache.move(Fork(5, slot, 21))
+    model.chunk(slot, 18, [3, 1, 4], 16)
+    cache.move(Fork(5, slot, 21, kept=18))  # what has changed since
     for position in range(21, 39):
         fed, lengths = np.zeros(6, np.int32), np.full(6, -1, np.int32)
         fed[slot], lengths[slot] = tokens[position], position
