@@ -48,7 +48,7 @@ class Scale:
             model that knows English: a nano model gets other questions in the training questions' words.
         hops: of the questions, number -> share.
         pilot, piloted: questions that the expert is asked, and how often.
-        steps: most of a run.
+        steps: that a run may have.
         tune, ranker_tune: how models and the ranker adapter are trained.
     """
 
@@ -133,7 +133,7 @@ class Lab:
 
     def base(self) -> str:
         """Where all arms start: a pretrained model, or a nano one that has learnt language and copying from documents
-        and then one-hop questions of other Worlds."""
+        and then one-hop questions of other Worlds. A finished one is taken as it is."""
         if self.scale.model is not None:
             return self.scale.model
         if (made := self.out / "base" / "manifest.json").exists():

@@ -37,7 +37,7 @@ from ablation_setup import (
     bits,
     gain,
     rights,
-)  # fmt: skip
+)
 from rich.console import Console
 from rich.table import Table
 

@@ -73,20 +73,16 @@ def trice_cell(lab: Lab, seed: int, steps: int) -> dict[str, Any]:
 
 def table(cells: list[dict[str, Any]]) -> Table:
     """Scores over seeds, paired gains, costs."""
-    by = {(c["stage"], c["seed"]): c for c in cells}
+    by, seeds = {(c["stage"], c["seed"]): c for c in cells}, sorted({c["seed"] for c in cells})
     shown = Table(title="exact match, %; paired 95 % intervals over questions; tokens since the pilot")
     for column in ("stage", "seeds", "EM", "over the pilot", "TRICE over it", "drawn", "trained"):
         shown.add_column(column, justify="left" if column == "stage" else "right")
     for stage in (*STAGES.values(), "TRICE"):
-        own = [c for c in cells if c["stage"] == stage]
-        if not own:
-            continue
-        pilots, trices = ([by.get((name, c["seed"])) for c in own] for name in ("pilot", "TRICE"))
-        theirs = [(a, b) for a, b in zip(trices, own, strict=True) if a is not None]
+        own, pilots, trices = ([by[name, seed] for seed in seeds] for name in (stage, "pilot", "TRICE"))
         shown.add_row(
             stage, str(len(own)), f"{100 * np.mean([rights(c).mean() for c in own]):.1f}",
             "" if stage == "pilot" else gain(own, pilots),
-            "" if stage == "TRICE" else gain([a for a, _ in theirs], [b for _, b in theirs]),
+            "" if stage == "TRICE" else gain(trices, own),
             *(f"{np.mean([c[cost] for c in own]) / 1000:.0f}k" for cost in ("drawn", "trained")),
         )  # fmt: skip
     return shown

@@ -156,7 +156,7 @@ class JaxChatModel(BaseChatModel):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the base weights; the adapter's own is ``adapter.hash``."""
+        """Hash of the base model; the adapter's own is ``adapter.hash``."""
         return self._parts.checkpoint.fingerprint
 
     @property

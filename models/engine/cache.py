@@ -82,7 +82,7 @@ class KVCache:
         """Copy or exchange the first tokens of two slots."""
         pairs = [(what.source, what.target)] if isinstance(what, Fork) else [(what.a, what.b), (what.b, what.a)]
         kept = what.kept if isinstance(what, Fork) else 0
-        segments = [j for j, part in enumerate(self._shapes.segments) if kept < part.stop and part.start < what.length]
+        segments = range(self._shapes.parts(kept + 1) - 1, self._shapes.parts(what.length))
         taken = [[self._row(source, j) for j in segments] for source, _ in pairs]
         for copies, (_, target) in zip(taken, pairs, strict=True):
             group, row = self._shapes.row(target)
