@@ -112,6 +112,11 @@ class Agent(Runnable[Any, AgentResult], ABC):
         return min(default_few_shot(self.model), self.most_examples) if self.few_shot is None else self.few_shot
 
     @property
+    def at_once(self) -> int:
+        """Requests that one run has in the model at the same time."""
+        return 1
+
+    @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """Every option, as plain values."""

@@ -85,6 +85,12 @@ def context_of(model: Any) -> int | None:
     return None
 
 
+def slots_of(model: Any) -> int | None:
+    """Sequences that a local model's engine decodes at once; ``None``: unknown."""
+    value = getattr(model, "slots", None)
+    return value if isinstance(value, int) else None
+
+
 def counter_of(model: Any) -> Callable[[], Stats] | None:
     """What counts the work of a local model's engine, which starts if it has not; None where there is none."""
     return getattr(getattr(model, "engine", None), "stats", None)

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 
 from ..models.errors import RestillError
 from .agent import Agent
-from .model import counter_of
+from .model import counter_of, slots_of
 from .plan import derive_seed
 from .progress import Progress, progress_bar
 from .question import Question
 from .run import Key, Run
 from .shards import checked_shard, in_shard
 from .threads import run_sync
+
+_UNKNOWN = 32
+"""Questions in flight where nobody knows how many requests the model takes at once."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ def rollout(
     *,
     out: str | os.PathLike[str],
     samples: int = 1,
-    concurrency: int = 32,
+    concurrency: int | None = None,
     deadline: float | None = 120.0,
     seed: int = 0,
     shard: tuple[int, int] | None = None,
@@ -51,7 +54,8 @@ def rollout(
     its own seed again, which follows from ``seed``, the question and the sample's index.
 
     Args:
-        concurrency: questions in flight.
+        concurrency: questions in flight; ``None``: as many as the model's engine has slots for, or 32 where that is
+            not known. With more, each question's transcript is pushed out of the cache before its next step.
         deadline: hard limit in seconds for one trajectory, besides the agent's budget.
         shard: (i, n): do only the i-th of n parts of the questions, so that n processes can share ``out``.
         progress: show a progress bar with the time left.
@@ -83,7 +87,7 @@ async def arollout(
     *,
     out: str | os.PathLike[str],
     samples: int = 1,
-    concurrency: int = 32,
+    concurrency: int | None = None,
     deadline: float | None = 120.0,
     seed: int = 0,
     shard: tuple[int, int] | None = None,
@@ -91,6 +95,7 @@ async def arollout(
     limit: int | None = None,
 ) -> Run:
     """Like :func:`rollout`, for asynchronous code. A cancellation leaves a run that can be resumed."""
+    concurrency = fitting(agent) if concurrency is None else concurrency
     for name, value in (("samples", samples), ("concurrency", concurrency)):
         if value < 1:
             raise RestillError(f"{name}={value}: give at least 1")
@@ -114,6 +119,12 @@ async def arollout(
     finally:
         run.close()
     return run
+
+
+def fitting(agent: Agent) -> int:
+    """Questions in flight that fill the engine of ``agent``'s model and leave each its place in the cache."""
+    slots = slots_of(agent.model)
+    return _UNKNOWN if slots is None else max(1, slots // agent.at_once)
 
 
 @contextlib.contextmanager

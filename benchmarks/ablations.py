@@ -77,7 +77,7 @@ class ArmPlan:
 
     Attributes:
         grown: how many of the trajectories grown for a question are looked at.
-        filtered: keep right ones only, else every completed one (one a question).
+        filtered: keep every right one, else every completed one.
         ranker: of the samples of a step; "adapter" is trained first.
         shares: whether pilot and rollouts of the pilot's generation are those of the first arm.
     """
@@ -127,6 +127,7 @@ class Seed:
             step_ranker=self._ranker(plan.ranker),
             generations=plan.generations,
             samples=scale.grown,
+            keep_per_question=plan.grown,
             temperature=0.7,
             start="base",
             train=scale.tune,
@@ -135,7 +136,7 @@ class Seed:
         agent = lab.agent(lab.model(self.base), lab.search, checks=plan.checks)
         report = improve(
             agent, lab.train, out=folder, method=method, eval=lab.held_out, seed=self.seed,
-            concurrency=scale.slots, deadline=None, progress=True,
+            deadline=None, progress=True,
         )  # fmt: skip
         agent.model.close()
         stages = {"base": "base", "pilot": "pilot", "gen1": "generation 1", "gen2": "generation 2"}

@@ -96,7 +96,10 @@ TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 is greedy.", 
 SeedOption = Annotated[int, typer.Option(help="Equal seeds give equal runs.", rich_help_panel=_R)]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use only the first N.", rich_help_panel=_R)]
 SamplesOption = Annotated[int, typer.Option(min=1, help="Runs over each question.", rich_help_panel=_R)]
-ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Questions in flight.", rich_help_panel=_R)]
+ConcurrencyOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Questions in flight; by default as many as keep the model busy.", rich_help_panel=_R),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
 

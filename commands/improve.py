@@ -97,7 +97,7 @@ def improve(
     steps: StepsOption = None,
     seconds: SecondsOption = 60.0,
     few_shot: FewShotOption = None,
-    concurrency: ConcurrencyOption = 32,
+    concurrency: ConcurrencyOption = None,
     seed: SeedOption = 0,
     limit: LimitOption = None,
     shard: ShardOption = None,
@@ -139,7 +139,7 @@ def improve(
         asked = read_questions(questions, limit=limit)
         held_out = read_questions(eval) if eval is not None else None
         retriever = open_retriever(index, docs, k, mode, progress=not json)
-        with opened_model(model, adapter, precision, min(16, concurrency), deterministic) as chat:
+        with opened_model(model, adapter, precision, min(16, concurrency or 16), deterministic) as chat:
             report = run_improve(
                 make_agent(
                     chat, retriever, agent=agent, format=format, steps=steps, seconds=seconds, follow=follow,

@@ -66,7 +66,7 @@ def rollout(
     few_shot: FewShotOption = None,
     temperature: TemperatureOption = 0.0,
     samples: SamplesOption = 1,
-    concurrency: ConcurrencyOption = 32,
+    concurrency: ConcurrencyOption = None,
     seed: SeedOption = 0,
     limit: LimitOption = None,
     shard: ShardOption = None,
@@ -88,7 +88,7 @@ def rollout(
     else:
         asked, part = read_questions(questions, limit=limit), to_shard(shard)
         retriever = open_retriever(index, docs, k, mode, progress=not json)
-        with opened_model(model, adapter, precision, min(16, concurrency), deterministic) as chat:
+        with opened_model(model, adapter, precision, min(16, concurrency or 16), deterministic) as chat:
             made = make_agent(
                 chat,
                 retriever,
@@ -141,7 +141,7 @@ def evaluate(
     few_shot: FewShotOption = None,
     temperature: TemperatureOption = 0.0,
     samples: SamplesOption = 1,
-    concurrency: ConcurrencyOption = 32,
+    concurrency: ConcurrencyOption = None,
     seed: SeedOption = 0,
     limit: LimitOption = None,
     judge: Annotated[
@@ -162,7 +162,7 @@ def evaluate(
     base = None if judge is None else _judge_base(judge)
     asked = read_questions(questions, limit=limit)
     retriever = open_retriever(index, docs, k, mode, progress=not json)
-    with opened_model(model, adapter, precision, min(16, concurrency), deterministic) as chat:
+    with opened_model(model, adapter, precision, min(16, concurrency or 16), deterministic) as chat:
         made = make_agent(
             chat,
             retriever,

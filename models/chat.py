@@ -170,6 +170,11 @@ class JaxChatModel(BaseChatModel):
         return min(self._parts.max_context, self._parts.checkpoint.config.max_positions)
 
     @property
+    def slots(self) -> int:
+        """Sequences that decode at once."""
+        return self._parts.slots
+
+    @property
     def precision(self) -> Precision:
         """What the engine computes in; ``"auto"`` is resolved, so that logs tell what was used."""
         from .engine.precision import resolve

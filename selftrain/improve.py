@@ -48,7 +48,7 @@ def improve(
     eval_samples: int = 1,
     seed: int = 0,
     control: bool = False,
-    concurrency: int = 32,
+    concurrency: int | None = None,
     deadline: float | None = 120.0,
     shard: tuple[int, int] | None = None,
     progress: bool = False,

@@ -111,6 +111,11 @@ class SearchAgent(Agent):
             step_tokens=step_tokens,
         )
 
+    @property
+    def at_once(self) -> int:
+        """The samples of a step."""
+        return self.samples if self.temperature > 0 else 1
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """Every option, as plain values."""
