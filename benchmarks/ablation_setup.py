@@ -48,7 +48,7 @@ class Scale:
             model that knows English: a nano model gets other questions in the training questions' words.
         hops: of the questions, number -> share.
         pilot, piloted: questions that the expert is asked, and how often.
-        steps: that a run may have.
+        drawn, step_tokens: samples of a step, and how long it may be. steps, context: of a run.
         tune, ranker_tune: how models and the ranker adapter are trained.
     """
 
@@ -68,8 +68,11 @@ class Scale:
     piloted: int = 2
     labelled: int = 120
     grown: int = 4
+    drawn: int = 4
     slots: int = 32
     steps: int = 24
+    step_tokens: int = 128
+    context: int = 2048
     reward: Ranker = field(default_factory=GoldRanker)
     tune: TrainConfig = TrainConfig(method="full", embeddings=True, lr=1e-3, epochs=3, rows=2, row_length=768)
     ranker_tune: TrainConfig = TrainConfig(lr=5e-3, epochs=3, rank=32, alpha=64.0, rows=2, row_length=1024)
@@ -77,8 +80,9 @@ class Scale:
 
 NANO = Scale()
 SMOLLM2 = Scale(
-    model=PARENT, relations=tuple(RELATIONS), new_words=True, hops={1: 0.5, 2: 0.5}, train=150, held_out=150,
-    pilot=100, piloted=1, slots=16, tune=TrainConfig(lr=4e-3, epochs=1, rows=1, frozen_layers=10),
+    model=PARENT, relations=tuple(RELATIONS), new_words=True, hops={1: 0.5, 2: 0.5}, train=200, held_out=150,
+    pilot=100, piloted=1, grown=2, drawn=2, steps=16, step_tokens=64, context=1024,
+    tune=TrainConfig(lr=4e-3, epochs=1, rows=1, frozen_layers=10),
     ranker_tune=TrainConfig(epochs=2, rows=1, frozen_layers=10),
 )  # fmt: skip
 _TINY: dict[str, Any] = {
@@ -117,9 +121,10 @@ class Lab:
         return Retriever.open(folder / "index", mode="sparse")
 
     def agent(self, model: Any, search: Retriever, *, checks: bool = True) -> SearchAgent:
-        """The agent of all arms: greedy when it is scored, four samples a step (its default) when it grows."""
+        """The agent of all arms: greedy when it is scored, several samples a step when it grows."""
         return SearchAgent(
             model, [search.as_tool()], few_shot=0, temperature=0.0, top_k=2, checks=checks,
+            samples=self.scale.drawn, step_tokens=self.scale.step_tokens,
             budget=Budget(steps=self.scale.steps, seconds=None),
         )  # fmt: skip
 
@@ -128,7 +133,8 @@ class Lab:
         low_rank = self.scale.tune.method == "lora"
         return JaxChatModel.from_pretrained(
             base if low_rank else trained or base, adapter=trained if low_rank else None,
-            precision="f32" if self.scale.model is None else "auto", slots=self.scale.slots, max_context=2048,
+            precision="f32" if self.scale.model is None else "auto", slots=self.scale.slots,
+            max_context=self.scale.context,
         )  # fmt: skip
 
     def base(self) -> str:

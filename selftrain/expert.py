@@ -24,6 +24,8 @@ Script = Callable[[Question, Mapping[str, int]], list[Turn]]
 """The turns over one question, given the handles under which observations showed its gold titles."""
 
 _QUESTION = re.compile(r"Question: ([^\n]*)")
+_TOLD_APART = re.compile(r"\s*\([^)]*\)$")
+"""What a title has in parentheses, to tell it from others of its name."""
 
 
 class ExpertModel:
@@ -79,9 +81,7 @@ def gold_script(question: Question, handles: Mapping[str, int]) -> list[Turn]:
             d: handles[t] for d, t in zip(question.gold, gold_titles(question), strict=False) if t in handles
         }
         return world_script(question, by_document)
-    titles = gold_titles(question)
-    if not titles or not question.answers:
-        raise RestillError(f"question {question.id!r} has no gold_titles or no answers; the expert needs both")
+    titles = _labelled(question)
     turns: list[Turn] = []
     for number, title in enumerate(titles):
         if number:
@@ -90,9 +90,22 @@ def gold_script(question: Question, handles: Mapping[str, int]) -> list[Turn]:
             turns.append((f"I need to read about {title}.", "search", {"query": title}))
         else:
             turns.append(("I need a passage that answers this.", "search", {"query": question.question}))
-    citations = [handles[t] for t in titles if t in handles]
-    thought = f"The passages show that the answer is {question.answers[0]}."
-    return [*turns, (thought, "finish", {"answer": question.answers[0], "citations": citations})]
+    return [*turns, _finish(question, titles, handles)]
+
+
+def search_then_follow(question: Question, handles: Mapping[str, int]) -> list[Turn]:
+    """For a search that finds what a question leads to: ask it as it is, then for each gold title not shown yet.
+
+    Raises:
+        RestillError: the question has no gold titles, or no answer.
+    """
+    titles = _labelled(question)
+    queries = [_TOLD_APART.sub("", title) for title in titles if title not in handles]
+    return [
+        ("I need passages that answer this.", "search", {"query": question.question}),
+        *[(f"Next I need to read about {query}.", "search", {"query": query}) for query in queries],
+        _finish(question, titles, handles),
+    ]
 
 
 def gold_titles(question: Question) -> list[str]:
@@ -104,7 +117,19 @@ def gold_titles(question: Question) -> list[str]:
 
 def _named(title: str, question: Question) -> bool:
     """``Ed Wood (film)`` is asked for as ``Ed Wood``."""
-    return re.sub(r"\s*\([^)]*\)$", "", title).lower() in question.question.lower()
+    return _TOLD_APART.sub("", title).lower() in question.question.lower()
+
+
+def _labelled(question: Question) -> list[str]:
+    titles = gold_titles(question)
+    if not titles or not question.answers:
+        raise RestillError(f"question {question.id!r} has no gold_titles or no answers; the expert needs both")
+    return titles
+
+
+def _finish(question: Question, titles: list[str], handles: Mapping[str, int]) -> Turn:
+    answer, citations = question.answers[0], [handles[title] for title in titles if title in handles]
+    return f"The passages show that the answer is {answer}.", "finish", {"answer": answer, "citations": citations}
 
 
 def _handles(question: Question, text: str) -> dict[str, int]:

@@ -11,7 +11,7 @@ from ..models.errors import RestillError
 from .latent import Latent
 from .mixture import Mode
 from .pilot import Pilot
-from .rest import plain
+from .plain import plain
 from .rewards import Reward, right
 from .trainer import TrainConfig
 

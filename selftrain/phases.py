@@ -25,9 +25,10 @@ from .job import Job
 from .latent_method import LatentMethod
 from .mixture import Mixture
 from .pilot import Pilot
+from .plain import plain
 from .report import Arm, Report, comparisons, differences
 from .rerank import Rankings, load_rankings, rerank
-from .rest import ReST, plain
+from .rest import ReST
 from .selection import Kept
 from .step_rankers import StepRanker
 from .trainer import TrainConfig, Trainer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..agents.agent import Agent
@@ -17,9 +17,10 @@ from ..agents.scores import normalise
 from ..agents.search.agent import SearchAgent
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
-from .expert import ExpertModel, gold_script
+from .expert import ExpertModel, Script, gold_script
 from .feedback import CompletedRanker, GoldRanker
 from .guide import hint as world_hint
+from .plain import NEWER
 from .search_expert import SearchExpertModel
 from .selection import Kept, select
 from .trainer import TrainConfig
@@ -37,6 +38,7 @@ class Pilot:
         noise: share of a search agent's expert's steps that are a plausible mistake; with it every completed
             trajectory is kept, right or wrong, else only right ones that have read the answer.
         temperature: of a hinted model.
+        script: what the expert writes, for an agent without its own; ``None``: :func:`.expert.gold_script`.
         most: the most trajectories to train on.
         train: how to train it; ``None``: as the method does.
     """
@@ -48,12 +50,15 @@ class Pilot:
     temperature: float = 0.7
     most: int = 500
     train: TrainConfig | None = None
+    script: Script | None = field(default=None, metadata={NEWER: True})
 
     def __post_init__(self) -> None:
         if isinstance(self.guide, str) and self.guide != "expert":
             raise RestillError(f"guide={self.guide!r} is unknown; use 'expert' or a function from question to hint")
         if self.questions < 1 or self.samples < 1 or self.most < 1:
             raise RestillError("a pilot needs at least one question, one sample and one trajectory")
+        if self.script is not None and self.guide != "expert":
+            raise RestillError("script= is what the expert writes, and guide= is a hint; give one of them")
         if not 0 <= self.noise < 1:
             raise RestillError(f"noise={self.noise}: give a share from 0 to below 1")
 
@@ -81,10 +86,12 @@ class Pilot:
 
     def _expert(self, agent: Agent, questions: Sequence[Question]) -> Any:
         if isinstance(agent, SearchAgent):
+            if self.script is not None:
+                raise RestillError("script= writes the turns of a ReActAgent; a search agent has its own expert")
             return SearchExpertModel(agent.model.tokenizer, questions, format=agent.format, noise=self.noise)
         if self.noise:
             raise RestillError(f"noise={self.noise}: only the search agent's expert makes mistakes; give 0")
-        return ExpertModel(agent.model.tokenizer, questions)
+        return ExpertModel(agent.model.tokenizer, questions, self.script)
 
     def keep(self, trajectories: Sequence[Trajectory], questions: Sequence[Question]) -> list[Kept]:
         """What the pilot is trained on."""
@@ -98,7 +105,7 @@ class Pilot:
         if not question.answers:
             return False
         try:
-            gold_script(question, {}) if isinstance(self.guide, str) else self.guide(question)
+            (self.script or gold_script)(question, {}) if isinstance(self.guide, str) else self.guide(question)
         except RestillError:
             return False
         return True

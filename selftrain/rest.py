@@ -6,14 +6,14 @@ was kept. :mod:`restill.selftrain.improve` carries it out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..models.errors import RestillError
 from .feedback import GoldRanker, Ranker
 from .mixture import Mode, check_mode
 from .pilot import Pilot
+from .plain import plain
 from .step_rankers import StepRanker
 from .trainer import TrainConfig
 
@@ -67,19 +67,3 @@ class ReST:
     def knobs(self) -> dict[str, Any]:
         """Every knob as plain values, for the manifest."""
         return plain(self)
-
-
-def plain(value: Any) -> Any:
-    """Knobs of a method or a ranker as plain values; fields without a repr (models) are left out."""
-    if is_dataclass(value) and not isinstance(value, type):
-        named = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.repr}
-        return {"kind": type(value).__name__, **named}
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Callable):
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    return {"kind": type(value).__name__, **{k: plain(v) for k, v in sorted(vars(value).items())}}

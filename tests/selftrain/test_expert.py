@@ -12,8 +12,9 @@ from restill.agents.rollout import rollout
 from restill.agents.testing import ByteTokenizer
 from restill.models.errors import RestillError
 from restill.retrieval.types import Chunk, Hit
-from restill.selftrain.expert import ExpertModel, gold_script
-from restill.selftrain.pilot import grounded
+from restill.selftrain.expert import ExpertModel, gold_script, search_then_follow
+from restill.selftrain.pilot import Pilot, grounded
+from restill.selftrain.plain import plain
 from restill.selftrain.world import World
 
 
@@ -68,6 +69,33 @@ def test_a_labelled_question_is_looked_up_by_its_titles_the_named_one_first() ->
 def test_a_title_that_nobody_could_guess_is_found_through_the_question() -> None:
     question = Question(id="q", question="How many sacks were there?", answers=["11"], gold_titles=["Super Bowl 50"])
     assert gold_script(question, {"Super Bowl 50": 1})[0][2] == {"query": "How many sacks were there?"}
+
+
+def test_the_other_script_asks_the_question_and_then_for_what_was_not_shown() -> None:
+    question = Question(
+        id="q", question="Who directed Ed Wood?", answers=["Tim Burton"], gold_titles=["Tim Burton", "Ed Wood (film)"]
+    )
+    asked = {"query": question.question}
+    assert [t[2] for t in search_then_follow(question, {})[:-1]] == [
+        asked,
+        {"query": "Ed Wood"},
+        {"query": "Tim Burton"},
+    ]
+    assert [t[2] for t in search_then_follow(question, {"Ed Wood (film)": 2})[:-1]] == [asked, {"query": "Tim Burton"}]
+    found = search_then_follow(question, {"Ed Wood (film)": 2, "Tim Burton": 1})
+    assert [t[1] for t in found] == ["search", "finish"] and found[-1][2]["citations"] == [2, 1]
+
+
+def test_a_pilots_expert_follows_the_script_that_it_is_given(tmp_path: Path) -> None:
+    world = World.generate(entities=100, train=30, heldout=10)
+    asked = [Question(id="q", question="Who?", answers=["a"], gold_titles=[world.documents[0].title])]
+    pilot = Pilot(script=search_then_follow)
+    agent = ReActAgent(ExpertModel(ByteTokenizer(), asked), [reader(world)], few_shot=0, observation_tokens=4000)
+    made = pilot.guided(agent, pilot.choose(asked, 0)).invoke(asked[0]).trajectory
+    assert [step.action.arguments["query"] for step in made.calls() if step.action] == ["Who?", asked[0].gold_titles[0]]
+    assert "script" not in plain(Pilot()) and plain(pilot)["script"].endswith("search_then_follow")
+    with pytest.raises(RestillError, match="script="):
+        Pilot(script=search_then_follow, guide=str)
 
 
 def test_without_titles_or_answers_there_is_no_expert() -> None:

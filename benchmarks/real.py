@@ -1,0 +1,87 @@
+"""Real questions: the loop learns from 861 of four collections and is measured on HotpotQA's dev200.
+
+    python benchmarks/real.py DATA --out runs/real
+
+DATA holds the folders hotpotqa, musique, squad and ircot. One index has the documents of all; the search finds what a
+question leads to (mode ``hops``). The pilot is trained on an expert that asks the question as it is, looks up what
+was not found and reads the answer out; each generation on its own right trajectories, beside the pilot's (``replay``).
+Nothing is tuned on dev200. Killed at any time, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from real_data import Part, read_demonstrations, read_part, some
+from rich.console import Console
+
+from restill import Budget, EvalReport, JaxChatModel, ReActAgent, ReST, Retriever, improve
+from restill.models.home import enable_compile_cache
+from restill.selftrain.demo import ENCODER, MODEL
+from restill.selftrain.expert import search_then_follow
+from restill.selftrain.pilot import Pilot
+from restill.selftrain.trainer import TrainConfig
+
+OBSERVED, PASSAGES = 448, 4
+"""Tokens and passages of an observation: four paragraphs of usual length, whole."""
+
+
+def main(
+    data: Annotated[Path, typer.Argument(help="Folder of the collections.")],
+    out: Annotated[Path, typer.Option(help="Folder of the job.")] = Path("runs/real"),
+    most: Annotated[int, typer.Option(help="Questions to take from each collection.")] = 1000,
+    generations: Annotated[int, typer.Option(help="After the pilot.")] = 2,
+    samples: Annotated[int, typer.Option(help="Trajectories a question in a generation.")] = 2,
+    install: Annotated[Path | None, typer.Option(help="Copy the adapter here.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few questions; the numbers mean nothing.")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the measures here, flat.")] = None,
+) -> None:
+    """Train, measure, and tell where the remaining questions are lost."""
+    if quick:
+        most, generations, samples, out = 6, 1, 2, out.with_name(out.name + "-quick")
+    enable_compile_cache()
+    parts = _parts(data)
+    asked = read_part(data / "hotpotqa/dev200.jsonl", data / "hotpotqa/corpus.jsonl").questions[: 6 if quick else None]
+    train = [q for part in parts for q in some(part.questions, most)]
+    if not (out / "index").is_dir():
+        everything = [d for part in parts for d in part.documents]
+        Retriever.from_documents(everything, encoder=ENCODER, progress=True).save(out / "index")
+    agent = ReActAgent(
+        JaxChatModel.from_pretrained(MODEL),
+        [Retriever.open(out / "index", mode="hops", k=PASSAGES).as_tool()],
+        budget=Budget(steps=5, seconds=None),
+        observation_tokens=OBSERVED,
+    )
+    tune = TrainConfig(epochs=1, rows=1, row_length=1280, frozen_layers=10, lr=3e-3)
+    method = ReST(
+        generations=generations, samples=samples, keep_per_question=samples, start="base", replay=True, train=tune,
+        pilot=Pilot(questions=len(train), most=len(train), script=search_then_follow),
+    )  # fmt: skip
+    report = improve(agent, train, out=out / "job", method=method, eval=asked, deadline=None, progress=True)
+    Console(width=140).print(report.table())
+    measures = dict[str, float]()
+    for arm, folder in {"pilot": "pilot", **{f"generation {n}": f"gen{n}" for n in range(1, generations + 1)}}.items():
+        scored = EvalReport.model_validate_json((out / "job" / folder / "eval.json").read_bytes())
+        measures |= {f"{arm}: em": scored.em, f"{arm}: f1": scored.f1, f"{arm}: recall": scored.recall or 0.0}
+        measures |= {f"{arm}: lost to {why}": share for why, share in (scored.lost or {}).items()}
+    for name, value in measures.items():
+        Console().print(f"{name:40} {100 * value:.1f}")
+    if install is not None and report.adapter:
+        shutil.rmtree(install, ignore_errors=True)
+        shutil.copytree(report.adapter, install, ignore=shutil.ignore_patterns("train_log.jsonl"))
+    if json_out:
+        json_out.write_text(json.dumps(measures, indent=1))
+
+
+def _parts(data: Path) -> list[Part]:
+    sets = ("hotpotqa/train100", "musique/train100", "squad/dev")
+    parts = [read_part(data / f"{name}.jsonl", (data / name).parent / "corpus.jsonl") for name in sets]
+    return [*parts, read_demonstrations(data / "ircot")]
+
+
+if __name__ == "__main__":
+    typer.run(main)

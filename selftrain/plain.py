@@ -1,0 +1,34 @@
+"""Knobs as plain values, for manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, fields, is_dataclass
+from typing import Any
+
+NEWER = "newer"
+"""In the metadata of a field that jobs of an earlier version did not have."""
+
+
+def plain(value: Any) -> Any:
+    """Knobs of a method or a ranker as plain values.
+
+    Fields without a repr (models) are left out; so are ``NEWER`` ones at their defaults, so that earlier jobs go on.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.repr and not _left(value, f)}
+        return {"kind": type(value).__name__, **named}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Callable):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    return {"kind": type(value).__name__, **{k: plain(v) for k, v in sorted(vars(value).items())}}
+
+
+def _left(value: Any, field: Field[Any]) -> bool:
+    """Whether a field says no more than jobs without it."""
+    return bool(field.metadata.get(NEWER)) and getattr(value, field.name) == field.default
