@@ -18,7 +18,10 @@ def distill(
     out: Annotated[Path, typer.Option("--out", help="Folder of the job; running again goes on.")],
     student: Annotated[
         str,
-        typer.Option(help="nano:1.3m (parameters, from scratch), layers:10 (of the teacher's) or layers:10,pruned."),
+        typer.Option(
+            help="nano:1.3m (parameters, from scratch), layers:10 (of the teacher's), layers:10,pruned, or "
+            "model:FOLDER, which goes on learning."
+        ),
     ] = "nano:1.3m",
     logits: Annotated[
         bool, typer.Option("--logits", help="Learn from sampled teacher tokens at each position, as Gemma 3 does.")

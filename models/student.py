@@ -1,4 +1,4 @@
-"""Small students of a large teacher: the teacher with layers removed, or a nano model over a pruned vocabulary."""
+"""Small students of a large teacher: the teacher with layers removed, a nano model, or one that has learnt before."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .checkpoint.load import Checkpoint
+from .checkpoint.load import Checkpoint, load_decoder
 from .config import DecoderConfig
 from .copying import write_copying
 from .decoder import param_shapes
 from .errors import RestillError
-from .vocabulary import PrunedVocabulary, prune_vocabulary
+from .vocabulary import PrunedVocabulary, prune_vocabulary, shared_vocabulary
 
 HEAD_DIM = 32
 
@@ -41,15 +41,28 @@ class Nano:
     parameters: int
 
 
-Student = FewerLayers | Nano
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """A model that has learnt before and goes on, with the teacher's vocabulary or one that was cut from it.
+
+    Attributes:
+        path: its folder, such as ``distill`` leaves; it is not changed.
+    """
+
+    path: str
+
+
+Student = FewerLayers | Nano | Taught
 
 
 def parse_student(text: str) -> Student:
-    """``"nano:1.3m"``, ``"layers:10"`` or ``"layers:10,pruned"``.
+    """``"nano:1.3m"``, ``"layers:10"``, ``"layers:10,pruned"`` or ``"model:FOLDER"``.
 
     Raises:
         RestillError: none of these.
     """
+    if text.startswith("model:") and len(text) > len("model:"):
+        return Taught(path=text.removeprefix("model:"))
     kind, _, rest = text.strip().lower().partition(":")
     size, _, flag = rest.partition(",")
     try:
@@ -60,7 +73,7 @@ def parse_student(text: str) -> Student:
             return FewerLayers(layers=int(size), prune=bool(flag))
     except ValueError:
         pass
-    raise RestillError(f"student {text!r} is unknown; write nano:1.3m, layers:10 or layers:10,pruned")
+    raise RestillError(f"student {text!r} is unknown; write nano:1.3m, layers:10, layers:10,pruned or model:FOLDER")
 
 
 def kept_layers(total: int, keep: int) -> tuple[int, ...]:
@@ -131,6 +144,10 @@ def make_student(
         seen: the teacher's ids that a pruned vocabulary must hold.
         seed: of a nano model's weights.
     """
+    if isinstance(student, Taught):
+        taught = load_decoder(student.path)
+        same = taught.tokenizer.hf_json == teacher.tokenizer.hf_json
+        return taught, None if same else shared_vocabulary(teacher.tokenizer, taught.tokenizer)
     if isinstance(student, FewerLayers):
         config, params = _without_layers(teacher, student.layers)
         if not student.prune:

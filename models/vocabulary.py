@@ -75,7 +75,7 @@ def prune_vocabulary(tokenizer: Tokenizer, seen: Iterable[int]) -> PrunedVocabul
         )
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise RestillError("a BPE vocabulary with word prefixes or suffixes cannot be pruned; use a byte-level teacher")
-    theirs: dict[str, int] = {**model["vocab"], **{t["content"]: t["id"] for t in data["added_tokens"]}}
+    theirs = _texts(data)
     texts = {id: text for text, id in theirs.items()}
     wanted = set(seen)
     if unknown := sorted(wanted - texts.keys()):
@@ -100,6 +100,30 @@ def prune_vocabulary(tokenizer: Tokenizer, seen: Iterable[int]) -> PrunedVocabul
     }
     ids = np.array([theirs.get(text, -1) for text in ours], np.int32)
     return PrunedVocabulary(tokenizer.with_json(json.dumps(pruned, ensure_ascii=False)), ids)
+
+
+def shared_vocabulary(tokenizer: Tokenizer, student: Tokenizer) -> PrunedVocabulary:
+    """What ``prune_vocabulary`` gave when ``student`` was cut from ``tokenizer``.
+
+    Raises:
+        RestillError: the student has a token that ``tokenizer`` lacks, or another order.
+    """
+    theirs, ours = (_texts(json.loads(t.hf_json)) for t in (tokenizer, student))
+    order = sorted(ours.values())
+    letters = set(byte_table())
+    ids = np.array([theirs.get(text, -1) for text in sorted(ours, key=ours.__getitem__)], np.int32)
+    foreign = [text for text in ours if text not in theirs and text not in letters]
+    shared = ids[ids >= 0]
+    if foreign or order != list(range(len(ours))) or (np.diff(shared) <= 0).any() or (ids[: len(shared)] < 0).any():
+        named = f" (it has {foreign[0]!r})" if foreign else ""
+        raise RestillError(
+            f"the student's vocabulary was not cut from the teacher's{named}; give the teacher that it was made from"
+        )
+    return PrunedVocabulary(student, ids)
+
+
+def _texts(data: Mapping[str, Any]) -> dict[str, int]:
+    return {**data["model"]["vocab"], **{t["content"]: t["id"] for t in data["added_tokens"]}}
 
 
 def _made_from(token: str, ranks: Mapping[tuple[str, str], int]) -> set[str]:

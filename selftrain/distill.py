@@ -27,7 +27,7 @@ from ..models.checkpoint.load import Checkpoint, load_decoder, save_decoder_hf
 from ..models.errors import RestillError
 from ..models.lora import find_adapter, load_peft, merge
 from ..models.memory import trim
-from ..models.student import Nano, Student, make_student, parameter_count, parse_student
+from ..models.student import Nano, Student, Taught, make_student, parameter_count, parse_student
 from ..models.vocabulary import PrunedVocabulary
 from .files import hash_json, write_json
 from .job import Job
@@ -42,6 +42,8 @@ def default_recipe(student: Student) -> TrainConfig:
     """How to train a student unless told otherwise: all its weights."""
     if isinstance(student, Nano):
         return TrainConfig(method="full", embeddings=True, lr=3e-3, epochs=20)
+    if isinstance(student, Taught):
+        return TrainConfig(method="full", embeddings=True, lr=1e-3, epochs=3)
     return TrainConfig(method="full", embeddings=student.prune, lr=3e-4, epochs=4)
 
 
@@ -65,14 +67,16 @@ def distill(
     Args:
         teacher: a model's name, folder or weights; its tokenizer made the mixture.
         data: a mixture, or files of mixtures and run directories (all their trajectories).
-        student: ``Nano(parameters=...)``, ``FewerLayers(layers=...)``, or as text (``parse_student``).
+        student: ``Nano(parameters=...)``, ``FewerLayers(layers=...)``, ``Taught(path=...)``, or as text
+            (``parse_student``).
         out: the job's folder; the model lies in ``out/model``.
         adapter: the teacher's LoRA adapter.
         logits: learn at each position from ``samples`` tokens drawn from the teacher's distribution instead of from
             the one token that stands there. Tokens with a negative weight then teach nothing.
         context_weight: weight of the tokens that the teacher only read (prompts, observations); a model from scratch
             learns the language and to copy from them.
-        texts: what the student shall be able to write in whole tokens beside the mixture, such as the documents.
+        texts: what the student shall be able to write in whole tokens beside the mixture, such as the documents; a
+            student that has learnt before keeps its vocabulary.
         seed: of a nano model's weights and of the draws; the order of training has ``train.seed``.
 
     Returns:
@@ -94,7 +98,7 @@ def distill(
     settings = {
         "teacher": guide.fingerprint,
         "mixture": mixture.fingerprint,
-        "student": {"kind": type(kind).__name__, **asdict(kind)},
+        "student": _described(kind),
         "samples": samples if logits else None,
         "extra_tokens": hash_json(extra),
         "train": train.recipe(),
@@ -187,7 +191,7 @@ class _Distillation:
         manifest = {
             "teacher": self.teacher.name,
             "teacher_fingerprint": self.teacher.fingerprint,
-            "student": {"kind": type(self.kind).__name__, **asdict(self.kind)},
+            "student": _described(self.kind),
             "parameters": sizes,
             "learns_from": "tokens" if targets is None else f"{targets.facts['samples']} sampled teacher tokens",
             "protocol": mapped.protocol,
@@ -206,6 +210,12 @@ class _Distillation:
         self.job.phase("train", inputs, work, outputs=[folder / "manifest.json"])
         write_json(self.job.out / "distill.json", {"model": str(folder), "parameters": sizes, **self.job.phases})
         return folder
+
+
+def _described(student: Student) -> dict[str, Any]:
+    """A student in a manifest; one that has learnt is known by its weights, wherever they lie."""
+    named = {"fingerprint": load_decoder(student.path).fingerprint} if isinstance(student, Taught) else asdict(student)
+    return {"kind": type(student).__name__, **named}
 
 
 def _teacher(teacher: str | os.PathLike[str] | Checkpoint, adapter: str | os.PathLike[str] | None) -> Checkpoint:

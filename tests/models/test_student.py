@@ -19,6 +19,7 @@ from restill.models.errors import RestillError
 from restill.models.student import (
     FewerLayers,
     Nano,
+    Taught,
     fresh_params,
     kept_layers,
     make_student,
@@ -115,6 +116,7 @@ def test_a_nano_model_has_its_own_weights_by_seed(teacher: Checkpoint) -> None:
         ("nano:900k", Nano(parameters=900_000)),
         ("layers:10", FewerLayers(layers=10)),
         ("layers:10,pruned", FewerLayers(layers=10, prune=True)),
+        ("model:runs/A student", Taught(path="runs/A student")),
     ],
 )
 def test_students_are_named_in_a_word(text: str, student: object) -> None:
@@ -122,7 +124,7 @@ def test_students_are_named_in_a_word(text: str, student: object) -> None:
 
 
 def test_bad_students_are_refused(teacher: Checkpoint) -> None:
-    for text in ("nano", "nano:big", "layers:ten", "layers:10,small", "tiny:1m"):
+    for text in ("nano", "nano:big", "layers:ten", "layers:10,small", "tiny:1m", "model:"):
         with pytest.raises(RestillError, match="nano:1.3m"):
             parse_student(text)
     with pytest.raises(RestillError, match="keep 5 of 4"):

@@ -15,7 +15,7 @@ from restill.models.engine.grammar import GrammarCompiler
 from restill.models.errors import RestillError
 from restill.models.testing import tiny_tokenizer
 from restill.models.tokenizer import Tokenizer
-from restill.models.vocabulary import prune_vocabulary
+from restill.models.vocabulary import prune_vocabulary, shared_vocabulary
 
 WORDS = (
     'Answer the question with the tools. Think, then act. Who founded the firm that built the engine? {}\n"[1]'.split(
@@ -50,6 +50,17 @@ def test_any_text_comes_back(seen: str, text: str) -> None:
     pruned = prune_vocabulary(teacher, teacher.encode(seen)).tokenizer
     assert pruned.decode(pruned.encode(text)) == text
     assert not pruned.special_ids & set(pruned.encode(text + "<|im_end|>"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(TEXTS)
+def test_what_was_cut_is_found_again_from_the_two_tokenizers(seen: str) -> None:
+    teacher = tiny_tokenizer()
+    pruned = prune_vocabulary(teacher, teacher.encode(seen))
+    assert np.array_equal(shared_vocabulary(teacher, pruned.tokenizer).ids, pruned.ids)
+    if len(pruned.shared) < teacher.vocab_size:
+        with pytest.raises(RestillError, match="was not cut from"):
+            shared_vocabulary(pruned.tokenizer, teacher)
 
 
 def test_bytes_that_the_teacher_lacks_are_added_behind_its_ids() -> None:
