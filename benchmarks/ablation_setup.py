@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,8 @@ class Scale:
 NANO = Scale()
 SMOLLM2 = Scale(
     model=PARENT, relations=tuple(RELATIONS), new_words=True, hops={1: 0.5, 2: 0.5}, train=200, held_out=150,
-    pilot=100, piloted=1, grown=2, drawn=2, steps=16, step_tokens=64, context=1024,
-    tune=TrainConfig(lr=4e-3, epochs=1, rows=1, frozen_layers=10),
+    pilot=200, piloted=1, grown=2, drawn=2, steps=16, step_tokens=64, context=1024,
+    tune=TrainConfig(lr=4e-3, epochs=2, rows=1, frozen_layers=10),
     ranker_tune=TrainConfig(epochs=2, rows=1, frozen_layers=10),
 )  # fmt: skip
 _TINY: dict[str, Any] = {
@@ -137,9 +137,13 @@ class Lab:
             max_context=self.scale.context,
         )  # fmt: skip
 
-    def base(self) -> str:
+    def base(self, seen: Collection[int] = ()) -> str:
         """Where all arms start: a pretrained model, or a nano one that has learnt language and copying from documents
-        and then one-hop questions of other Worlds. A finished one is taken as it is."""
+        and then one-hop questions of other Worlds. A finished one is taken as it is.
+
+        Args:
+            seen: the parent's tokens that a nano model's vocabulary shall hold besides.
+        """
         if self.scale.model is not None:
             return self.scale.model
         if (made := self.out / "base" / "manifest.json").exists():
@@ -155,8 +159,8 @@ class Lab:
         texts = [[f"{d.title}: {d.text}" for d in w.documents] for w in (*worlds, self.world)]
         encode = parent.tokenizer.encode
         spoken = [t for part in texts for t in part] + [q.question for q in self.world.train]
-        seen = {t for e in taught for t in e.tokens} | {t for text in spoken for t in encode(text)}
-        student, vocabulary = make_student(parent, Nano(parameters=scale.parameters), seen, seed=0)
+        known = {t for e in taught for t in e.tokens} | {t for text in spoken for t in encode(text)}
+        student, vocabulary = make_student(parent, Nano(parameters=scale.parameters), known | set(seen), seed=0)
         assert vocabulary is not None
         titled = {d.title: f"[1] {d.title}: {d.text}\n" for w in worlds for d in w.documents}
         lines = [vocabulary.map(encode(text)) for text in titled.values()]
