@@ -19,7 +19,7 @@ from .run import Key, Run
 from .shards import checked_shard, in_shard
 from .threads import run_sync
 
-_UNKNOWN = 32
+_IN_FLIGHT = 32
 """Questions in flight where nobody knows how many requests the model takes at once."""
 
 
@@ -95,7 +95,7 @@ async def arollout(
     limit: int | None = None,
 ) -> Run:
     """Like :func:`rollout`, for asynchronous code. A cancellation leaves a run that can be resumed."""
-    concurrency = fitting(agent) if concurrency is None else concurrency
+    concurrency = default_concurrency(agent) if concurrency is None else concurrency
     for name, value in (("samples", samples), ("concurrency", concurrency)):
         if value < 1:
             raise RestillError(f"{name}={value}: give at least 1")
@@ -121,10 +121,10 @@ async def arollout(
     return run
 
 
-def fitting(agent: Agent) -> int:
+def default_concurrency(agent: Agent) -> int:
     """Questions in flight that fill the engine of ``agent``'s model and leave each its place in the cache."""
     slots = slots_of(agent.model)
-    return _UNKNOWN if slots is None else max(1, slots // agent.at_once)
+    return _IN_FLIGHT if slots is None else max(1, slots // agent.at_once)
 
 
 @contextlib.contextmanager

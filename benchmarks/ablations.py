@@ -34,6 +34,7 @@ from ablation_setup import (
     QUICK_SMOLLM2,
     SMOLLM2,
     Lab,
+    Scale,
     bits,
     gain,
     rights,
@@ -48,7 +49,9 @@ from restill.models.checkpoint.load import load_decoder
 from restill.models.student import parameter_count
 from restill.selftrain.choice import Choice, choices
 from restill.selftrain.feedback import CompletedRanker, Ranker
+from restill.selftrain.files import hash_json
 from restill.selftrain.pilot import Pilot
+from restill.selftrain.plain import plain
 from restill.selftrain.ranker_adapter import AdapterStepRanker, train_ranker
 from restill.selftrain.step_rankers import GoldStepRanker, InvertedStepRanker, RandomStepRanker, StepRanker
 
@@ -80,6 +83,7 @@ class ArmPlan:
         filtered: keep every right one, else every completed one.
         ranker: of the samples of a step; "adapter" is trained first.
         shares: whether pilot and rollouts of the pilot's generation are those of the first arm.
+        rival: the arm that it is compared with: one that differs in a single thing.
     """
 
     grown: int = 4
@@ -89,17 +93,22 @@ class ArmPlan:
     checks: bool = True
     noise: float = NOISE
     shares: bool = True
+    rival: str = "filtered"
+
+    def recipe(self, scale: Scale) -> str:
+        """A hash of all that decides its cells but the seed."""
+        return hash_json([plain(scale), {k: v for k, v in plain(self).items() if k != "rival"}])[:16]
 
 
-def _unfiltered(ranker: str | None = None, generations: int = 1) -> ArmPlan:
-    return ArmPlan(grown=1, filtered=False, ranker=ranker, generations=generations)
+def _unfiltered(ranker: str | None = None, generations: int = 1, rival: str = "unfiltered") -> ArmPlan:
+    return ArmPlan(grown=1, filtered=False, ranker=ranker, generations=generations, rival=rival)
 
 
 ARMS: dict[str, ArmPlan] = {
     "filtered": ArmPlan(generations=2, shares=False),
     "filtered, two grown": ArmPlan(grown=2),
     "filtered, one grown": ArmPlan(grown=1),
-    "unfiltered": _unfiltered(generations=2),
+    "unfiltered": _unfiltered(generations=2, rival="filtered, one grown"),
     "unfiltered, ranker gold": _unfiltered("gold"),
     "unfiltered, ranker adapter": _unfiltered("adapter", generations=2),
     "unfiltered, ranker random": _unfiltered("random"),
@@ -155,7 +164,8 @@ class Seed:
         drafted = [exact_match(d or "", q.answers) for d, q in zip(drafts, asked, strict=True)]
         mixed, ranked = phases.get(f"{stage}/mixture", {}), phases.get(f"{stage}/rank", {})
         return {
-            "arm": name, "stage": arm, "seed": self.seed, "right": bits(right), "draft_right": bits(drafted),
+            "arm": name, "stage": arm, "seed": self.seed, "recipe": ARMS[name].recipe(self.lab.scale),
+            "right": bits(right), "draft_right": bits(drafted),
             "searches": round(statistics.mean(len(t.calls()) for t in found), 3),
             "tokens": round(statistics.mean(t.usage.generated for t in found), 1),
             "answered": round(statistics.mean(t.status == "answered" for t in found), 4),
@@ -209,7 +219,7 @@ def _inherit(source: Path, job: Path) -> None:
 
 
 def table(cells: list[dict[str, Any]]) -> Table:
-    """Mean and deviation over seeds, and what an arm gains over its pilot and over "filtered", paired by question."""
+    """Mean and deviation over seeds, and what an arm gains over its pilot and its rival, paired by question."""
     by = {(c["arm"], c["stage"], c["seed"]): c for c in cells}
     seeds = sorted({c["seed"] for c in cells})
     shown = Table(title=f"seeds {', '.join(map(str, seeds))}; exact match, %; paired 95 % intervals over questions")
@@ -220,7 +230,7 @@ def table(cells: list[dict[str, Any]]) -> Table:
         "EM",
         "before checks",
         "over its pilot",
-        "over filtered",
+        "over",
         "searches",
         "kept",
     ):
@@ -233,12 +243,13 @@ def table(cells: list[dict[str, Any]]) -> Table:
             scores = [100 * float(rights(c).mean()) for c in own]
             spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
             pilots = [by.get((name, "pilot", c["seed"])) for c in own]
-            rivals = [by.get(("filtered", stage, c["seed"])) for c in own]
+            rival = ARMS[name].rival
+            rivals = [by.get((rival, stage, c["seed"])) for c in own]
             shown.add_row(
                 name, stage, str(len(own)), f"{statistics.mean(scores):.1f}{spread}",
                 f"{100 * np.mean([rights(c, 'draft_right').mean() for c in own]):.1f}",
                 "" if stage in ("base", "pilot") else gain(own, pilots),
-                "" if name == "filtered" else gain(own, rivals),
+                "" if name == rival or not any(rivals) else f"{gain(own, rivals)} {rival}",
                 f"{statistics.mean(c['searches'] for c in own):.2f}",
                 str(round(statistics.mean(c["kept"] for c in own))) if own[0]["kept"] else "",
             )  # fmt: skip
@@ -258,16 +269,21 @@ def main(
     """Run what is missing, seed by seed, and print the table."""
     out = out.with_name(out.name + "-quick") if quick else out
     results = results or out / "results.jsonl"
-    cells = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    scale = ((QUICK_SMOLLM2, SMOLLM2) if smollm2 else (QUICK_NANO, NANO))[not quick]
+    lines = results.read_text().splitlines() if results.exists() else []
+    cells = [c for c in map(json.loads, lines) if c.get("recipe") == ARMS[c["arm"]].recipe(scale)]
+    if len(cells) < len(lines):
+        Console(stderr=True).print(f"{results}: {len(lines) - len(cells)} cells of another recipe are left aside")
     if not show:
-        scales = (QUICK_SMOLLM2, SMOLLM2) if smollm2 else (QUICK_NANO, NANO)
-        lab = Lab(out, scales[not quick])
+        lab = Lab(out, scale)
         base = lab.base()
         Console(stderr=True).print(f"base: {parameter_count(load_decoder(base).config):,} parameters")
         for number in [int(s) for s in seeds.split(",")] if "," in seeds else range(int(seeds)):
             for name in [a.strip() for a in arms.split(";")] if arms else ARMS:
                 if any((c["arm"], c["seed"]) == (name, number) for c in cells):
                     continue
+                if name == "filtered, two grown" and scale.grown <= 2:
+                    continue  # that is "filtered"
                 started = time.monotonic()
                 made = Seed(lab, base, number).run(name)
                 cells += made

@@ -1,4 +1,4 @@
-"""Real questions: the loop learns from 861 of four collections and is measured on HotpotQA's dev200.
+"""Real questions: the loop learns from 899 of four collections and is measured on HotpotQA's dev200.
 
     python benchmarks/real.py DATA --out runs/real
 
@@ -26,8 +26,10 @@ from restill.selftrain.expert import search_then_follow
 from restill.selftrain.pilot import Pilot
 from restill.selftrain.trainer import TrainConfig
 
-OBSERVED, PASSAGES = 448, 4
-"""Tokens and passages of an observation: four paragraphs of usual length, whole."""
+PASSAGES, OBSERVED, SEARCHES = 3, 448, 3
+"""Passages and tokens of an observation, and searches: three paragraphs of HotpotQA's mean length are whole."""
+LONGEST = 1792
+"""Tokens of a run: its prompt, so many observations, and its turns."""
 
 
 def main(
@@ -51,12 +53,12 @@ def main(
         everything = [d for part in parts for d in part.documents]
         Retriever.from_documents(everything, encoder=ENCODER, progress=True).save(out / "index")
     agent = ReActAgent(
-        JaxChatModel.from_pretrained(MODEL),
+        JaxChatModel.from_pretrained(MODEL, max_context=2304),  # the base's prompt has examples
         [Retriever.open(out / "index", mode="hops", k=PASSAGES).as_tool()],
-        budget=Budget(steps=5, seconds=None),
+        budget=Budget(steps=SEARCHES + 1, seconds=None),
         observation_tokens=OBSERVED,
     )
-    tune = TrainConfig(epochs=1, rows=1, row_length=1280, frozen_layers=10, lr=3e-3)
+    tune = TrainConfig(epochs=1, rows=1, row_length=LONGEST, frozen_layers=10, lr=3e-3)
     method = ReST(
         generations=generations, samples=samples, keep_per_question=samples, start="base", replay=True, train=tune,
         pilot=Pilot(questions=len(train), most=len(train), script=search_then_follow),
@@ -64,7 +66,8 @@ def main(
     report = improve(agent, train, out=out / "job", method=method, eval=asked, deadline=None, progress=True)
     Console(width=140).print(report.table())
     measures = dict[str, float]()
-    for arm, folder in {"pilot": "pilot", **{f"generation {n}": f"gen{n}" for n in range(1, generations + 1)}}.items():
+    grown = {f"generation {n}": f"gen{n}" for n in range(1, generations + 1)}
+    for arm, folder in {"base": "base", "pilot": "pilot", **grown}.items():
         scored = EvalReport.model_validate_json((out / "job" / folder / "eval.json").read_bytes())
         measures |= {f"{arm}: em": scored.em, f"{arm}: f1": scored.f1, f"{arm}: recall": scored.recall or 0.0}
         measures |= {f"{arm}: lost to {why}": share for why, share in (scored.lost or {}).items()}

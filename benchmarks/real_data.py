@@ -12,6 +12,7 @@ from restill import read_questions
 from restill.agents.question import Question
 from restill.retrieval.load import load
 from restill.retrieval.types import Document
+from restill.selftrain.expert import told_apart
 
 _PARAGRAPH = re.compile(r"^Wikipedia Title: ([^\n]+)\n(.+?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
 _ASKED = re.compile(r"^Q: ([^\n]+)\nA: ([^\n]+?)\s*So the answer is: ([^\n]+?)\.?\s*$", re.MULTILINE)
@@ -27,7 +28,7 @@ class Part:
 
 def part(name: str, documents: Iterable[Document], questions: Iterable[Question]) -> Part:
     """Questions with gold titles, so that an expert can look them up, and ids apart from other parts'."""
-    documents = list(documents)
+    documents = [d.model_copy(update={"title": d.title.replace("_", " ")}) for d in documents]
     titles = {d.id: d.title for d in documents}
     asked = [
         q.model_copy(
@@ -71,14 +72,10 @@ def some(questions: list[Question], most: int) -> list[Question]:
     return random.Random("restill real questions").sample(questions, min(most, len(questions)))
 
 
-def _short(title: str) -> str:
-    """Without what only tells it from others of its name."""
-    return re.sub(r"\s*\([^)]*\)$", "", title)
-
-
 def _named(titles: Iterable[str], text: str) -> list[str]:
     """Titles that a text in lower case names: whole, else by what all but their parentheses say."""
     titles = list(titles)
     whole = [t for t in titles if t.lower() in text]
-    known = {_short(t) for t in whole}
-    return whole + [t for t in titles if t not in whole and _short(t) not in known and _short(t).lower() in text]
+    known = {told_apart(t) for t in whole}
+    short = {t: told_apart(t) for t in titles if t not in whole}
+    return whole + [t for t, name in short.items() if name not in known and name.lower() in text]

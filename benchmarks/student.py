@@ -37,7 +37,7 @@ TIMED = 64
 """Questions of which tokens are counted by the second."""
 
 
-class Class:
+class Lessons:
     """Teacher and students, over one World.
 
     Args:
@@ -95,24 +95,24 @@ def main(
     """Train teacher and students, and print the table of size, score and speed."""
     out = out.with_name(out.name + "-quick") if quick else out
     scale = dataclasses.replace(QUICK_NANO, grown=1) if quick else STUDENT
-    group = Class(out, scale, quick)
-    adapter = group.teacher()
-    mixture = group.lessons(adapter)
-    base = group.nursery.base(seen={token for e in mixture for token in e.tokens})
-    models = {"teacher": group.lab.model(PARENT, adapter)}
+    school = Lessons(out, scale, quick)
+    adapter = school.teacher()
+    mixture = school.lessons(adapter)
+    base = school.nursery.base(seen={token for e in mixture for token in e.tokens})
+    models = {"teacher": school.lab.model(PARENT, adapter)}
     for name, logits in {"student, tokens": False, "student, 256 drawn": True}.items():
         folder = distill(
             PARENT, mixture, student=Taught(path=base), adapter=adapter, logits=logits, train=scale.tune,
             out=out / name.replace(", ", "-").replace(" ", "-"), progress=True,
         )  # fmt: skip
-        models[name] = group.nursery.model(str(folder))
-    models["student before"] = group.nursery.model(base)
-    shown = Table(title=f"{len(group.lab.held_out)} held-out questions; {len(mixture)} trajectories of the teacher")
+        models[name] = school.nursery.model(str(folder))
+    models["student before"] = school.nursery.model(base)
+    shown = Table(title=f"{len(school.lab.held_out)} held-out questions; {len(mixture)} trajectories of the teacher")
     for column in ("model", "parameters", "smaller by", "EM %", "of the teacher's", "tokens/s"):
         shown.add_column(column, justify="left" if column == "model" else "right")
     measures, first = dict[str, float](), None
     for name, model in models.items():
-        report, speed = group.asked(name, model)
+        report, speed = school.asked(name, model)
         size = parameter_count(model.checkpoint.config)
         first = first or (size, report.em)
         share = report.em / first[1] if first[1] else 0.0

@@ -52,7 +52,7 @@ class PrunedVocabulary:
         except KeyError as error:
             raise RestillError(
                 f"token {error.args[0]} is not in the pruned vocabulary of {len(self.ids)} ids; "
-                "prune with the mixture that holds it"
+                "prune with the mixture that holds it; a student that has learnt before keeps its vocabulary"
             ) from None
 
 
@@ -106,20 +106,18 @@ def shared_vocabulary(tokenizer: Tokenizer, student: Tokenizer) -> PrunedVocabul
     """What ``prune_vocabulary`` gave when ``student`` was cut from ``tokenizer``.
 
     Raises:
-        RestillError: the student has a token that ``tokenizer`` lacks, or another order.
+        RestillError: cutting gives another tokenizer: other tokens, merges, control tokens or chat template.
     """
     theirs, ours = (_texts(json.loads(t.hf_json)) for t in (tokenizer, student))
-    order = sorted(ours.values())
-    letters = set(byte_table())
-    ids = np.array([theirs.get(text, -1) for text in sorted(ours, key=ours.__getitem__)], np.int32)
-    foreign = [text for text in ours if text not in theirs and text not in letters]
-    shared = ids[ids >= 0]
-    if foreign or order != list(range(len(ours))) or (np.diff(shared) <= 0).any() or (ids[: len(shared)] < 0).any():
-        named = f" (it has {foreign[0]!r})" if foreign else ""
+    cut = prune_vocabulary(tokenizer, [theirs[text] for text in ours if text in theirs])
+    made, given = ((json.loads(t.hf_json), t.hf_config()) for t in (cut.tokenizer, student))
+    if made != given:
+        foreign = next((text for text in ours if text not in theirs and text not in byte_table()), None)
+        named = "" if foreign is None else f" (it has {foreign!r})"
         raise RestillError(
-            f"the student's vocabulary was not cut from the teacher's{named}; give the teacher that it was made from"
+            f"the student's tokenizer was not cut from the teacher's{named}; give the teacher that it was made from"
         )
-    return PrunedVocabulary(student, ids)
+    return cut
 
 
 def _texts(data: Mapping[str, Any]) -> dict[str, int]:

@@ -40,7 +40,7 @@ def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question]
         need_answers(held_out)
     refuse_overlap(train, held_out)
     if method.pilot is not None:
-        method.pilot.choose(train, 0)
+        method.pilot.guided(agent, method.pilot.choose(train, 0))
     own, full = model.adapter, method.train.method == "full"
     known = set[str]() if own is None else trained_on(Path(own.path))
     if own is not None and (seen := [q for q in held_out if q.key in known]):

@@ -24,11 +24,13 @@ import numpy as np
 
 from ..agents.run import Run
 from ..models.checkpoint.load import Checkpoint, load_decoder, save_decoder_hf
+from ..models.engine.shapes import LIGHT
 from ..models.errors import RestillError
 from ..models.lora import find_adapter, load_peft, merge
 from ..models.memory import trim
 from ..models.student import Nano, Student, Taught, make_student, parameter_count, parse_student
 from ..models.vocabulary import PrunedVocabulary
+from .checks import trained_on
 from .files import hash_json, write_json
 from .job import Job
 from .mixture import Example, Mixture
@@ -43,7 +45,8 @@ def default_recipe(student: Student) -> TrainConfig:
     if isinstance(student, Nano):
         return TrainConfig(method="full", embeddings=True, lr=3e-3, epochs=20)
     if isinstance(student, Taught):
-        return TrainConfig(method="full", embeddings=True, lr=1e-3, epochs=3)
+        light = parameter_count(load_decoder(student.path).config) <= LIGHT
+        return TrainConfig(method="full", embeddings=light, lr=1e-3 if light else 3e-4, epochs=3)
     return TrainConfig(method="full", embeddings=student.prune, lr=3e-4, epochs=4)
 
 
@@ -187,6 +190,7 @@ class _Distillation:
 
     def _train(self, student: Checkpoint, mapped: Mixture, targets: TeacherTargets | None) -> Path:
         folder = self.job.out / "model"
+        known = trained_on(Path(self.kind.path)) if isinstance(self.kind, Taught) else set[str]()
         sizes = {"student": parameter_count(student.config), "teacher": parameter_count(self.teacher.config)}
         manifest = {
             "teacher": self.teacher.name,
@@ -196,7 +200,7 @@ class _Distillation:
             "learns_from": "tokens" if targets is None else f"{targets.facts['samples']} sampled teacher tokens",
             "protocol": mapped.protocol,
             "few_shot": 0,
-            "train_question_hashes": sorted({str(e.provenance.get("question_key")) for e in mapped}),
+            "train_question_hashes": sorted({str(e.provenance.get("question_key")) for e in mapped} | known),
         }
 
         def work() -> dict[str, Any]:

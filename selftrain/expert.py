@@ -21,11 +21,11 @@ from .guide import expert as world_script
 Turn = tuple[str, str, dict[str, Any]]
 """Thought, action, arguments."""
 Script = Callable[[Question, Mapping[str, int]], list[Turn]]
-"""The turns over one question, given the handles under which observations showed its gold titles."""
+"""The turns over one question, given the handles under which observations have shown its gold titles. The first one
+that was not taken yet is the next; the last ends the run."""
 
 _QUESTION = re.compile(r"Question: ([^\n]*)")
 _TOLD_APART = re.compile(r"\s*\([^)]*\)$")
-"""What a title has in parentheses, to tell it from others of its name."""
 
 
 class ExpertModel:
@@ -46,6 +46,8 @@ class ExpertModel:
         self._script = script or gold_script
         self._questions = {" ".join(q.question.split()): q for q in questions}
         keys = sorted(q.key for q in self._questions.values())
+        if script is not None:
+            keys += [repr(script(q, {})) for q in self._questions.values()]
         self.fingerprint = hashlib.sha256("/".join(keys).encode()).hexdigest()
 
     async def agenerate_tokens(self, request: Request) -> Completion:
@@ -59,9 +61,9 @@ class ExpertModel:
         question = self._questions.get(asked)
         if question is None:
             raise RestillError(f"the expert was not given the question {asked!r}")
-        turns = self._script(question, _handles(question, text))
-        number = text.count("\nAction: ", text.rindex("Question: "))
-        turn = write_turn(*turns[min(number, len(turns) - 1)])
+        so_far = text[text.rindex("Question: ") :]
+        turns = [write_turn(*turn) for turn in self._script(question, _handles(question, so_far))]
+        turn = next((turn for turn in turns if turn not in so_far), turns[-1])
         tokens = (*self.tokenizer.encode(turn), self.tokenizer.eos_ids[0])
         zeros = (0.0,) * len(tokens)
         return Completion(tokens=tokens, text=turn, logprobs=zeros, sampled_logprobs=zeros, finish_reason="stop")
@@ -100,7 +102,7 @@ def search_then_follow(question: Question, handles: Mapping[str, int]) -> list[T
         RestillError: the question has no gold titles, or no answer.
     """
     titles = _labelled(question)
-    queries = [_TOLD_APART.sub("", title) for title in titles if title not in handles]
+    queries = [told_apart(title) for title in titles if title not in handles]
     return [
         ("I need passages that answer this.", "search", {"query": question.question}),
         *[(f"Next I need to read about {query}.", "search", {"query": query}) for query in queries],
@@ -117,7 +119,12 @@ def gold_titles(question: Question) -> list[str]:
 
 def _named(title: str, question: Question) -> bool:
     """``Ed Wood (film)`` is asked for as ``Ed Wood``."""
-    return _TOLD_APART.sub("", title).lower() in question.question.lower()
+    return told_apart(title).lower() in question.question.lower()
+
+
+def told_apart(title: str) -> str:
+    """A title without what only tells it from others of its name, in parentheses."""
+    return _TOLD_APART.sub("", title)
 
 
 def _labelled(question: Question) -> list[str]:
@@ -132,8 +139,8 @@ def _finish(question: Question, titles: list[str], handles: Mapping[str, int]) -
     return f"The passages show that the answer is {answer}.", "finish", {"answer": answer, "citations": citations}
 
 
-def _handles(question: Question, text: str) -> dict[str, int]:
-    """Number under which an observation first showed each gold title."""
-    shown = text[text.rindex("Question: ") :]
-    found = {t: re.search(rf"\[(\d+)\] {re.escape(t)}", shown) for t in gold_titles(question)}
+def _handles(question: Question, shown: str) -> dict[str, int]:
+    """Number under which an observation first showed each gold title: not ``Ed Wood`` by ``[1] Ed Wood (film): ``."""
+    end = r"(?! \([^)]*\):)(?=[:,;.(]|'s| [a-z0-9(])"
+    found = {t: re.search(rf"\[(\d+)\] {re.escape(t)}{end}", shown) for t in gold_titles(question)}
     return {t: int(m[1]) for t, m in found.items() if m}

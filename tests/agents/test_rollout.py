@@ -18,7 +18,7 @@ from restill.agents.budget import Budget
 from restill.agents.evaluate import evaluate
 from restill.agents.question import Question
 from restill.agents.react import ReActAgent
-from restill.agents.rollout import arollout, fitting, rollout
+from restill.agents.rollout import arollout, default_concurrency, rollout
 from restill.agents.run import Run
 from restill.agents.search.agent import SearchAgent
 from restill.agents.testing import ScriptedModel, answer, call
@@ -56,12 +56,12 @@ def test_every_question_is_run_as_often_as_asked_and_only_once(tmp_path: Path, s
 
 def test_by_default_as_many_questions_are_in_flight_as_the_engine_holds_with_all_their_samples(search) -> None:
     model = ScriptedModel([answer("a")])
-    assert fitting(ReActAgent(model, [search])) == 32, "nobody knows"
+    assert default_concurrency(ReActAgent(model, [search])) == 32, "nobody knows"
     model.slots = 16
-    assert fitting(ReActAgent(model, [search])) == 16
-    assert fitting(SearchAgent(model, [search], samples=5, temperature=0.5)) == 3
-    assert fitting(SearchAgent(model, [search], samples=5, temperature=0.0)) == 16, "greedy: one sample a step"
-    assert fitting(SearchAgent(model, [search], samples=20)) == 1
+    assert default_concurrency(ReActAgent(model, [search])) == 16
+    assert default_concurrency(SearchAgent(model, [search], samples=5, temperature=0.5)) == 3
+    assert default_concurrency(SearchAgent(model, [search], samples=5, temperature=0.0)) == 16, "greedy: one sample"
+    assert default_concurrency(SearchAgent(model, [search], samples=20)) == 1
 
 
 def test_what_is_missing_is_redone_with_its_own_seed(tmp_path: Path, search) -> None:

@@ -63,6 +63,14 @@ def test_what_was_cut_is_found_again_from_the_two_tokenizers(seen: str) -> None:
             shared_vocabulary(pruned.tokenizer, teacher)
 
 
+def test_equal_tokens_with_other_merges_are_another_vocabulary() -> None:
+    teacher = tiny_tokenizer()
+    data = json.loads(teacher.hf_json)
+    data["model"]["merges"].reverse()
+    with pytest.raises(RestillError, match="was not cut from"):
+        shared_vocabulary(teacher, teacher.with_json(json.dumps(data)))
+
+
 def test_bytes_that_the_teacher_lacks_are_added_behind_its_ids() -> None:
     data = json.loads(tiny_tokenizer().hf_json)
     letters = {letter for letter, byte in byte_table().items() if byte in (4, 0xF1, 0xFF)}

@@ -98,18 +98,20 @@ def test_context_can_be_learnt_too(tmp_path: Path) -> None:
 def test_a_student_goes_on_with_the_vocabulary_that_it_has(tmp_path: Path) -> None:
     train = TrainConfig(**{**RECIPE.recipe(), "epochs": 6})
     first = distill(tiny_checkpoint(), _mixture(), student=STUDENT, out=tmp_path / "a", train=train)
-    again = distill(
-        tiny_checkpoint(), _mixture(), student=f"model:{first}", out=tmp_path / "b", train=train, logits=True
-    )
-    assert (tmp_path / "b/mixture.jsonl").read_text() == (tmp_path / "a/mixture.jsonl").read_text(), "the same ids"
+    same, some = f"model:{first}", Mixture.of(list(_mixture())[:3])
+    again = distill(tiny_checkpoint(), some, student=same, out=tmp_path / "b", train=train, logits=True)
+    first_three = (tmp_path / "a/mixture.jsonl").read_text().splitlines()[:3]
+    assert (tmp_path / "b/mixture.jsonl").read_text().splitlines() == first_three, "the same ids"
     ids = [(tmp_path / job / "student/teacher_ids.json").read_text() for job in "ab"]
     assert ids[0] == ids[1]
-    whole = distill(tiny_checkpoint(), _mixture(), student=f"model:{first}", out=tmp_path / "c", train=train)
+    whole = distill(tiny_checkpoint(), _mixture(), student=same, out=tmp_path / "c", train=train)
     assert _losses(tmp_path / "c")[0] < 1.2 * _losses(tmp_path / "a")[-1], "it begins where it had ended"
     assert load_decoder(str(again)).config == load_decoder(str(first)).config
     moved = first.rename(tmp_path / "moved")
     assert distill(tiny_checkpoint(), _mixture(), student=f"model:{moved}", out=tmp_path / "c", train=train) == whole
     lacked = next(i for i in range(tiny_checkpoint().config.vocab_size) if i not in json.loads(ids[0]))
+    facts = json.loads((tmp_path / "b/model/manifest.json").read_text())
+    assert facts["train_question_hashes"] == sorted({e.provenance["question_key"] for e in _mixture()})
     other = Mixture.of([Example(tokens=(0, 1, lacked), weights=(0.0, 1.0, 1.0), provenance={"question_key": "x"})])
     with pytest.raises(RestillError, match="not in the pruned vocabulary"):
         distill(tiny_checkpoint(), other, student=f"model:{moved}", out=tmp_path / "d", train=train)

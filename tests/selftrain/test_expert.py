@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from restill.agents.question import Question
 from restill.agents.react import ReActAgent
 from restill.agents.rollout import rollout
 from restill.agents.testing import ByteTokenizer
+from restill.models.engine.request import Request
 from restill.models.errors import RestillError
 from restill.retrieval.types import Chunk, Hit
 from restill.selftrain.expert import ExpertModel, gold_script, search_then_follow
@@ -88,14 +90,31 @@ def test_the_other_script_asks_the_question_and_then_for_what_was_not_shown() ->
 
 def test_a_pilots_expert_follows_the_script_that_it_is_given(tmp_path: Path) -> None:
     world = World.generate(entities=100, train=30, heldout=10)
-    asked = [Question(id="q", question="Who?", answers=["a"], gold_titles=[world.documents[0].title])]
+    titles = [d.title for d in world.documents[:3]]
+    asked = [Question(id="q", question="Who?", answers=["a"], gold_titles=titles)]
     pilot = Pilot(script=search_then_follow)
     agent = ReActAgent(ExpertModel(ByteTokenizer(), asked), [reader(world)], few_shot=0, observation_tokens=4000)
     made = pilot.guided(agent, pilot.choose(asked, 0)).invoke(asked[0]).trajectory
-    assert [step.action.arguments["query"] for step in made.calls() if step.action] == ["Who?", asked[0].gold_titles[0]]
+    assert [step.action.arguments["query"] for step in made.calls() if step.action] == ["Who?", *titles]
+    assert [c.doc_id for c in made.citations] == [d.id for d in world.documents[:3]]
     assert "script" not in plain(Pilot()) and plain(pilot)["script"].endswith("search_then_follow")
     with pytest.raises(RestillError, match="script="):
         Pilot(script=search_then_follow, guide=str)
+
+
+def test_a_longer_title_is_not_taken_for_the_one_that_it_begins_with() -> None:
+    asked = [Question(id="q", question="Who?", answers=["a"], gold_titles=["Ed Wood", "Boston"])]
+    model = ExpertModel(ByteTokenizer(), asked, search_then_follow)
+    seen = "Question: Who?\nObservation: [1] Ed Wood (film): It is. [2] Boston University is old. [3] Boston is a city."
+
+    def say(shown: str) -> str:
+        request = Request(prompt=tuple(ByteTokenizer().encode(shown)))
+        return asyncio.run(model.agenerate_tokens(request)).text
+
+    first = say("Question: Who?")
+    second = say(f"{first}{seen}\n{first}")
+    assert '"Who?"' in first and '"Ed Wood"' in second
+    assert '"citations": [3]' in say(f"{seen}\n{first}\n{second}")
 
 
 def test_without_titles_or_answers_there_is_no_expert() -> None:

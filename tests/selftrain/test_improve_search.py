@@ -16,6 +16,7 @@ from restill.models.errors import RestillError
 from restill.models.lora import load_peft
 from restill.models.testing import tiny_checkpoint
 from restill.retrieval.types import Chunk, Hit, content_hash
+from restill.selftrain.expert import search_then_follow
 from restill.selftrain.feedback import CompletedRanker
 from restill.selftrain.improve import improve
 from restill.selftrain.mixture import Mixture
@@ -148,3 +149,10 @@ def _untimed(text: str) -> Any:
         return [strip(v) for v in value] if isinstance(value, list) else value
 
     return strip(json.loads(text))
+
+
+def test_a_script_for_another_kind_of_agent_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    method = ReST(train=TRAIN, pilot=Pilot(script=search_then_follow))
+    with pytest.raises(RestillError, match="script="):
+        improve(SearchAgent(Trainable(), [search]), ASKED, out=tmp_path / "job", method=method, eval=HELD_OUT)
+    assert not (tmp_path / "job").exists()
