@@ -49,6 +49,7 @@ class Scale:
         hops: of the questions, number -> share.
         pilot, piloted: questions that the expert is asked, and how often.
         drawn, step_tokens: samples of a step, and how long it may be. steps, context: of a run.
+        replay: add the pilot's mixture to that of each generation: from few of its own alone a model forgets hops.
         tune, ranker_tune: how models and the ranker adapter are trained.
     """
 
@@ -73,6 +74,7 @@ class Scale:
     steps: int = 24
     step_tokens: int = 128
     context: int = 2048
+    replay: bool = False
     reward: Ranker = field(default_factory=GoldRanker)
     tune: TrainConfig = TrainConfig(method="full", embeddings=True, lr=1e-3, epochs=3, rows=2, row_length=768)
     ranker_tune: TrainConfig = TrainConfig(lr=5e-3, epochs=3, rank=32, alpha=64.0, rows=2, row_length=1024)
@@ -81,7 +83,7 @@ class Scale:
 NANO = Scale()
 SMOLLM2 = Scale(
     model=PARENT, relations=tuple(RELATIONS), new_words=True, hops={1: 0.5, 2: 0.5}, train=200, held_out=150,
-    pilot=200, piloted=1, grown=2, drawn=2, steps=16, step_tokens=64, context=1024,
+    pilot=200, piloted=1, grown=2, drawn=2, replay=True, steps=16, step_tokens=64, context=1024,
     tune=TrainConfig(lr=4e-3, epochs=2, rows=1, frozen_layers=10),
     ranker_tune=TrainConfig(epochs=2, rows=1, frozen_layers=10),
 )  # fmt: skip

@@ -139,6 +139,7 @@ class Seed:
             keep_per_question=plan.grown,
             temperature=0.7,
             start="base",
+            replay=scale.replay,
             train=scale.tune,
             pilot=Pilot(questions=scale.pilot, samples=scale.piloted, noise=plan.noise),
         )

@@ -50,7 +50,8 @@ def main(
     asked = read_part(data / "hotpotqa/dev200.jsonl", data / "hotpotqa/corpus.jsonl").questions[: 6 if quick else None]
     train = [q for part in parts for q in some(part.questions, most)]
     if not (out / "index").is_dir():
-        everything = [d for part in parts for d in part.documents]
+        named = {title for q in (*train, *asked) for title in q.gold_titles}
+        everything = [d for part in parts for d in part.documents if d.title in named or not quick]
         Retriever.from_documents(everything, encoder=ENCODER, progress=True).save(out / "index")
     agent = ReActAgent(
         JaxChatModel.from_pretrained(MODEL, max_context=2304),  # the base's prompt has examples
