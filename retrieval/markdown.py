@@ -37,16 +37,18 @@ def headings(text: str) -> Iterator[Heading]:
     """
     position = front.end() if (front := _FRONT_MATTER.match(text)) else 0
     fence, paragraph, elsewhere = "", None, ""
+    listed = False  # a list item stands above, open to indented lines after a blank one
     while position < len(text):
         line = _LINE.match(text, position)
         start, position = position, line.end() if line else len(text)
         content = text[start:position].rstrip("\n")
+        listed = listed and not content[:1].strip()
         mark = _FENCE.match(content)
         if fence:
             if mark and mark[1].startswith(fence) and not content[mark.end() :].strip():
                 fence = ""
         elif not content.strip():
-            paragraph, elsewhere = None, ""
+            listed, paragraph, elsewhere = listed or elsewhere == "list", None, ""
         elif mark:
             fence, paragraph, elsewhere = mark[1], None, ""
         elif (found := _ATX.match(content)) and not (elsewhere == "list" and content[0] == " "):
@@ -58,11 +60,16 @@ def headings(text: str) -> Iterator[Heading]:
             paragraph = None
         elif content.lstrip().startswith("<!--"):
             closed = text.find("-->", start)
-            position, paragraph = closed + 3 if closed >= 0 else len(text), None
+            closed = text.find("\n", closed) if closed >= 0 else -1
+            position, paragraph = closed + 1 if closed >= 0 else len(text), None
+            if content[0] == "<" and elsewhere != "html":
+                elsewhere = ""
         elif (other := _OTHER_BLOCK.match(content)) and (paragraph is None or other[0].strip()):
             paragraph = None
             if other[0].strip():
-                elsewhere = "" if other[1] else "list" if other["list"] else "other"
+                elsewhere = "" if other[1] else "list" if other["list"] else "quote" if other[0][-1] == ">" else "html"
+            elif listed:
+                elsewhere = "list"
         elif paragraph is None and not elsewhere:
             paragraph = start
 
