@@ -4,7 +4,8 @@
 
 DATA holds the folders hotpotqa, musique, squad and ircot. One index has the documents of all; the search finds what a
 question leads to (mode ``hops``). The pilot is trained on an expert that asks the question as it is, looks up what
-was not found and reads the answer out; each generation on its own right trajectories, beside the pilot's (``replay``).
+was not found and reads the answer out, on some of the questions; each generation on its own right trajectories over
+all, beside the pilot's (``replay``).
 Nothing is tuned on dev200. Killed at any time, the same command goes on.
 """
 
@@ -36,6 +37,7 @@ def main(
     data: Annotated[Path, typer.Argument(help="Folder of the collections.")],
     out: Annotated[Path, typer.Option(help="Folder of the job.")] = Path("runs/real"),
     most: Annotated[int, typer.Option(help="Questions to take from each collection.")] = 1000,
+    shown: Annotated[int, typer.Option(help="Questions that the pilot sees an expert on.")] = 300,
     generations: Annotated[int, typer.Option(help="After the pilot.")] = 2,
     samples: Annotated[int, typer.Option(help="Trajectories a question in a generation.")] = 2,
     install: Annotated[Path | None, typer.Option(help="Copy the adapter here.")] = None,
@@ -44,7 +46,7 @@ def main(
 ) -> None:
     """Train, measure, and tell where the remaining questions are lost."""
     if quick:
-        most, generations, samples, out = 6, 1, 2, out.with_name(out.name + "-quick")
+        most, shown, generations, samples, out = 6, 12, 1, 2, out.with_name(out.name + "-quick")
     enable_compile_cache()
     parts = _parts(data)
     asked = read_part(data / "hotpotqa/dev200.jsonl", data / "hotpotqa/corpus.jsonl").questions[: 6 if quick else None]
@@ -59,10 +61,10 @@ def main(
         budget=Budget(steps=SEARCHES + 1, seconds=None),
         observation_tokens=OBSERVED,
     )
-    tune = TrainConfig(epochs=1, rows=1, row_length=LONGEST, frozen_layers=10, lr=3e-3)
+    tune = TrainConfig(epochs=2, rows=1, row_length=LONGEST, frozen_layers=10, lr=3e-3)
     method = ReST(
         generations=generations, samples=samples, keep_per_question=samples, start="base", replay=True, train=tune,
-        pilot=Pilot(questions=len(train), most=len(train), script=search_then_follow),
+        pilot=Pilot(questions=shown, script=search_then_follow),
     )  # fmt: skip
     report = improve(agent, train, out=out / "job", method=method, eval=asked, deadline=None, progress=True)
     Console(width=140).print(report.table())

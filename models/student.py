@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -50,6 +51,11 @@ class Taught:
     """
 
     path: str
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The model, read once."""
+        return load_decoder(self.path)
 
 
 Student = FewerLayers | Nano | Taught
@@ -145,7 +151,7 @@ def make_student(
         seed: of a nano model's weights.
     """
     if isinstance(student, Taught):
-        taught = load_decoder(student.path)
+        taught = student.checkpoint
         same = taught.tokenizer.hf_json == teacher.tokenizer.hf_json
         return taught, None if same else shared_vocabulary(teacher.tokenizer, taught.tokenizer)
     if isinstance(student, FewerLayers):

@@ -73,9 +73,9 @@ def tiny_checkpoint(*, seed: int = 0, layers: int = 2, hidden: int = 32, max_pos
     return Checkpoint("tiny", config, params, tokenizer, f"tiny-{name}")
 
 
-def save_tiny(path: str | Path, *, seed: int = 0) -> Path:
+def save_tiny(path: str | Path, *, seed: int = 0, layers: int = 2) -> Path:
     """Write :func:`tiny_checkpoint` as a Hugging Face folder, for code that opens models by path."""
-    checkpoint = tiny_checkpoint(seed=seed)
+    checkpoint = tiny_checkpoint(seed=seed, layers=layers)
     save_decoder_hf(path, checkpoint.config, checkpoint.params, checkpoint.tokenizer)
     return Path(path)
 

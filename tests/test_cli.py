@@ -43,7 +43,7 @@ def run(*args, code=0, env=None):
 def place(tmp_path_factory):
     """A folder with a model, an index and questions; ``$RESTILL_HOME`` is inside."""
     folder = tmp_path_factory.mktemp("cli")
-    save_tiny(folder / "model")
+    save_tiny(folder / "model", layers=1)
     save_tiny_encoder(folder / "encoder")
     (folder / "docs").mkdir()
     (folder / "docs" / "kestrel.md").write_text("# Kestrel\nThe Kestrel was built by Hallow Works.\n")

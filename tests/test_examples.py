@@ -27,7 +27,7 @@ def main_of(name: str):
 def place(tmp_path_factory):
     """Tiny models and a folder with two documents."""
     folder = tmp_path_factory.mktemp("examples")
-    save_tiny(folder / "model")
+    save_tiny(folder / "model", layers=1)
     save_tiny_encoder(folder / "encoder")
     (folder / "docs").mkdir()
     (folder / "docs" / "kestrel.md").write_text("# Kestrel\nThe Kestrel was built by Hallow Works.\n")
