@@ -146,6 +146,7 @@ class Seed:
         agent = lab.agent(lab.model(self.base), lab.search, checks=plan.checks)
         report = improve(
             agent, lab.train, out=folder, method=method, eval=lab.held_out, seed=self.seed,
+            baseline=lab.scale.model is None,  # a real model without examples takes half an hour to answer nothing
             deadline=None, progress=True,
         )  # fmt: skip
         agent.model.close()
@@ -272,7 +273,7 @@ def main(
     results = results or out / "results.jsonl"
     scale = ((QUICK_SMOLLM2, SMOLLM2) if smollm2 else (QUICK_NANO, NANO))[not quick]
     lines = results.read_text().splitlines() if results.exists() else []
-    cells = [c for c in map(json.loads, lines) if c.get("recipe") == ARMS[c["arm"]].recipe(scale)]
+    cells = [c for c in map(json.loads, lines) if c["arm"] in ARMS and c.get("recipe") == ARMS[c["arm"]].recipe(scale)]
     if len(cells) < len(lines):
         Console(stderr=True).print(f"{results}: {len(lines) - len(cells)} cells of another recipe are left aside")
     if not show:

@@ -1,4 +1,4 @@
-"""Real questions: the loop learns from 899 of four collections and is measured on HotpotQA's dev200.
+"""Real questions: the loop learns from 567 of four collections and is measured on HotpotQA's dev200.
 
     python benchmarks/real.py DATA --out runs/real
 
@@ -36,7 +36,7 @@ LONGEST = 1792
 def main(
     data: Annotated[Path, typer.Argument(help="Folder of the collections.")],
     out: Annotated[Path, typer.Option(help="Folder of the job.")] = Path("runs/real"),
-    most: Annotated[int, typer.Option(help="Questions to take from each collection.")] = 1000,
+    most: Annotated[int, typer.Option(help="Questions to take from each collection.")] = 300,
     shown: Annotated[int, typer.Option(help="Questions that the pilot sees an expert on.")] = 300,
     generations: Annotated[int, typer.Option(help="After the pilot.")] = 2,
     samples: Annotated[int, typer.Option(help="Trajectories a question in a generation.")] = 2,

@@ -83,6 +83,7 @@ def improve(
     control: Annotated[
         bool, typer.Option("--control", help="Also train on equally many trajectories drawn at random.")
     ] = False,
+    baseline: Annotated[bool, typer.Option(help="Also score the model as it is.")] = True,
     model: ModelOption = DEFAULT_MODEL,
     adapter: AdapterOption = None,
     precision: PrecisionOption = "auto",
@@ -151,6 +152,7 @@ def improve(
                 eval=held_out,
                 seed=seed,
                 control=control,
+                baseline=baseline,
                 concurrency=concurrency,
                 deadline=2 * seconds,
                 shard=part,

@@ -48,6 +48,7 @@ def improve(
     eval_samples: int = 1,
     seed: int = 0,
     control: bool = False,
+    baseline: bool = True,
     concurrency: int | None = None,
     deadline: float | None = 120.0,
     shard: tuple[int, int] | None = None,
@@ -64,6 +65,8 @@ def improve(
         method: :class:`ReST`, :class:`TRICE` or one of its baselines (:mod:`restill.selftrain.baselines`).
         eval: held-out questions with answers; ``None``: no arm is scored.
         control: also train the same start on as many trajectories of generation 1, drawn at random.
+        baseline: also score the model as it is. One that does not know the format runs to its budget on every
+            question; it may take longer than any arm. May change between calls.
         concurrency, deadline: of the rollouts; they may change between calls.
         shard: (i, n): be worker i of n that work in ``out`` at the same time, each called with the same arguments
             otherwise, in one process or host each. Rollouts, evaluations and rankings are shared out by question;
@@ -97,8 +100,8 @@ def improve(
         if isinstance(method, LatentMethod):
             from .latent_job import LatentImprovement
 
-            return LatentImprovement(job, agent, train, held_out, method, seed, eval_samples, options).run()
-        return _Improvement(job, agent, train, held_out, method, seed, eval_samples, options).run(control)
+            return LatentImprovement(job, agent, train, held_out, method, seed, eval_samples, options).run(baseline)
+        return _Improvement(job, agent, train, held_out, method, seed, eval_samples, options).run(control, baseline)
 
 
 class _Improvement(Phases[ReST]):
@@ -107,10 +110,11 @@ class _Improvement(Phases[ReST]):
     latest: Path | None = None
     """What the newest arm was trained to."""
 
-    def run(self, control: bool) -> Report:
+    def run(self, control: bool, baseline: bool) -> Report:
         """Go through all phases of all generations, and write the report."""
         method, agent = self.method, self.agent
-        self.score("base", "base", agent)
+        if baseline:
+            self.score("base", "base", agent)
         own = agent.model.adapter
         previous = None if own is None or method.start == "base" else Path(own.path)
         pilot: Mixture | None = None

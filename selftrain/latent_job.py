@@ -20,10 +20,11 @@ from .report import Report
 class LatentImprovement(Phases[LatentMethod]):
     """The flow of one job."""
 
-    def run(self) -> Report:
+    def run(self, baseline: bool) -> Report:
         """Go through all phases, and write the report."""
         method, agent = self.method, self.agent
-        self.score("base", "base", agent)
+        if baseline:
+            self.score("base", "base", agent)
         own = agent.model.adapter
         start = None if own is None or method.start == "base" else Path(own.path)
         if method.pilot is not None:

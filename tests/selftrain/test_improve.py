@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,18 @@ def climbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     job = tmp_path_factory.mktemp("climbed") / "job"
     method = replace(METHOD, generations=2)
     return job, improve(agent(), questions(6), out=job, method=method, eval=questions(5, "eval"), control=True)
+
+
+def test_the_base_may_be_left_out(climbed: tuple[Path, Report], tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    shutil.copytree(climbed[0], job, ignore=shutil.ignore_patterns("base"))
+    method = replace(METHOD, generations=2)
+    report = improve(
+        agent(), questions(6), out=job, method=method, eval=questions(5, "eval"), control=True, baseline=False
+    )
+    assert [(arm.name, arm.em) for arm in report.arms] == [(arm.name, arm.em) for arm in climbed[1].arms[1:]]
+    assert {delta.over for delta in report.deltas} == {"pilot", "generation 1", "control"}
+    assert not (job / "base").exists()
 
 
 def test_arms_climb_and_everything_lies_where_it_should(climbed: tuple[Path, Report]) -> None:
