@@ -111,6 +111,7 @@ ARMS: dict[str, ArmPlan] = {
     "unfiltered": _unfiltered(generations=2, rival="filtered, one grown"),
     "unfiltered, ranker gold": _unfiltered("gold"),
     "unfiltered, ranker adapter": _unfiltered("adapter", generations=2),
+    "unfiltered, ranker adapter with margin": _unfiltered("sure adapter", rival="unfiltered, ranker adapter"),
     "unfiltered, ranker random": _unfiltered("random"),
     "unfiltered, ranker inverted": _unfiltered("inverted"),
     "filtered, no checks": ArmPlan(checks=False, shares=False),
@@ -182,11 +183,12 @@ class Seed:
             "gold": GoldStepRanker,
             "random": RandomStepRanker,
             "inverted": lambda: InvertedStepRanker(GoldStepRanker()),
-            "adapter": self._adapter,
+            "adapter": lambda: self._adapter(margin=0.0),  # as the paper's: the best first
+            "sure adapter": self._adapter,
         }
         return None if name is None else made[name]()
 
-    def _adapter(self) -> AdapterStepRanker:
+    def _adapter(self, **options: float) -> AdapterStepRanker:
         """A LoRA on the base, from what the pilot did in a World with labels."""
         lab, scale, out = self.lab, self.lab.scale, self.out / "ranker"
         if not (out / "manifest.json").exists():
@@ -202,7 +204,7 @@ class Seed:
                 for c in choices(t, by_key[t.question_key], read=read) if len(c.candidates) > 1
             ]  # fmt: skip
             train_ranker(load_decoder(self.base), listed, out=out, train=scale.ranker_tune, progress=True)
-        return AdapterStepRanker(model=lab.model(self.base).with_adapter(out))
+        return AdapterStepRanker(model=lab.model(self.base).with_adapter(out), **options)
 
 
 def _inherit(source: Path, job: Path) -> None:

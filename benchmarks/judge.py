@@ -254,7 +254,7 @@ def main(
             "gold": GoldStepRanker(),
             "inverted": InvertedStepRanker(GoldStepRanker()),
             "random": RandomStepRanker(),
-            "adapter": AdapterStepRanker(model=trained),
+            "adapter": AdapterStepRanker(model=trained, margin=0.0),
         }
         measures |= measure_rankers(rankers, run, asked, tokenizer)
         trained.close()

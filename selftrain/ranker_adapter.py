@@ -8,6 +8,7 @@ is one token a sample, whose probability is the score.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -51,17 +52,23 @@ class AdapterStepRanker:
 
     Attributes:
         model: a ``JaxChatModel`` that carries the adapter.
+        margin: by how much the log odds of "good" must be higher for a sample to come before the one that comes first
+            without a ranker. That one is often right, and a small ranker's slight preferences are noise
+            (docs/feedback.md); 0: the surest first.
     """
 
     model: Any = field(repr=False)
+    margin: float = 2.0
     needs_labels: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        if not self.margin >= 0:
+            raise RestillError(f"margin={self.margin}: give 0 or more, in log odds")
         if not speaks(self.model, RANKER_ADAPTER_FORMAT):
             raise RestillError("this model carries no ranker adapter; train one with train_ranker() and load it")
 
     def rank(self, choices: Sequence[Choice]) -> list[Order]:
-        """Orders by p("good"); a choice that is too long for the model stays as it is. Two batches in all."""
+        """Orders by the odds of "good"; a choice that is too long for the model stays as it is. Two batches in all."""
         engine, tokenizer = self.model.engine, self.model.tokenizer
         asked = [(number, *_prompt(tokenizer, c)) for number, c in enumerate(choices) if len(c.candidates) > 1]
         asked = [row for row in asked if len(row[1]) + _NEXT_TOKENS < engine.max_context]
@@ -82,7 +89,8 @@ class AdapterStepRanker:
                 notes[number] = said.text
         scores: dict[int, list[float]] = {}
         for number, logprobs in zip(owners, engine.score_many(pairs), strict=True):
-            scores.setdefault(number, []).append(float(logprobs.sum()))
+            odds = _log_odds(float(logprobs.sum()))
+            scores.setdefault(number, []).append(odds if number in scores else odds + self.margin)
         return [
             by_score(c, scores[number], notes[number])
             if number in scores
@@ -91,6 +99,10 @@ class AdapterStepRanker:
             else Order.unread(c, "too long for the ranker")
             for number, c in enumerate(choices)
         ]
+
+
+def _log_odds(logprob: float) -> float:
+    return logprob - math.log(max(-math.expm1(logprob), 1e-12))
 
 
 def ranker_mixture(tokenizer: ChatTokenizer, labelled: Iterable[Choice], *, seed: int = 0) -> Mixture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -338,8 +339,15 @@ def test_the_adapter_ranks_by_the_probability_of_good_and_needs_its_adapter() ->
 
     engine = SimpleNamespace(generate=generate, score_many=score_many, max_context=5000)
     adapter = SimpleNamespace(name="r", hash="h", manifest={"format": RANKER_ADAPTER_FORMAT})
-    ranker = AdapterStepRanker(model=SimpleNamespace(adapter=adapter, engine=engine, tokenizer=tokenizer))
-    assert ranker.rank([MANY])[0].order == [3, 0, 4, 1, 2]
+    model = SimpleNamespace(adapter=adapter, engine=engine, tokenizer=tokenizer)
+    odds = math.log(math.exp(-0.1) / (1 - math.exp(-0.1))) - math.log(math.exp(-2.0) / (1 - math.exp(-2.0)))
+    for margin in (0.0, odds - 0.01):
+        ranker = AdapterStepRanker(model=model, margin=margin)
+        assert ranker.rank([MANY])[0].order == [3, 0, 4, 1, 2]
+    assert MANY.base[0] == 0
+    assert AdapterStepRanker(model=model, margin=odds + 0.01).rank([MANY])[0].order == [0, 3, 4, 1, 2]
+    with pytest.raises(RestillError, match="margin=-1"):
+        AdapterStepRanker(model=model, margin=-1)
     engine.max_context = 150
     assert ranker.rank([MANY])[0] == Order(MANY.base, False, "too long for the ranker")
 
