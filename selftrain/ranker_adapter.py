@@ -89,10 +89,9 @@ class AdapterStepRanker:
                 notes[number] = said.text
         scores: dict[int, list[float]] = {}
         for number, logprobs in zip(owners, engine.score_many(pairs), strict=True):
-            odds = _log_odds(float(logprobs.sum()))
-            scores.setdefault(number, []).append(odds if number in scores else odds + self.margin)
+            scores.setdefault(number, []).append(_log_odds(float(logprobs.sum())))
         return [
-            by_score(c, scores[number], notes[number])
+            by_score(c, [scores[number][0] + self.margin, *scores[number][1:]], notes[number])
             if number in scores
             else Order(c.base, note="one candidate")
             if len(c.candidates) < 2
