@@ -345,7 +345,7 @@ def test_the_adapter_ranks_by_the_probability_of_good_and_needs_its_adapter() ->
         ranker = AdapterStepRanker(model=model, margin=margin)
         assert ranker.rank([MANY])[0].order == [3, 0, 4, 1, 2]
     assert MANY.base[0] == 0
-    assert AdapterStepRanker(model=model, margin=odds + 0.01).rank([MANY])[0].order == [0, 3, 4, 1, 2]
+    assert AdapterStepRanker(model=model, margin=odds + 0.01).rank([MANY])[0].order == [0, 4, 3, 1, 2]
     with pytest.raises(RestillError, match="margin=-1"):
         AdapterStepRanker(model=model, margin=-1)
     engine.max_context = 150
