@@ -111,7 +111,7 @@ ARMS: dict[str, ArmPlan] = {
     "unfiltered": _unfiltered(generations=2, rival="filtered, one grown"),
     "unfiltered, ranker gold": _unfiltered("gold"),
     "unfiltered, ranker adapter": _unfiltered("adapter", generations=2),
-    "unfiltered, ranker adapter with margin": _unfiltered("sure adapter", rival="unfiltered, ranker adapter"),
+    "unfiltered, ranker adapter with margin": _unfiltered("sure adapter", generations=2),
     "unfiltered, ranker random": _unfiltered("random"),
     "unfiltered, ranker inverted": _unfiltered("inverted"),
     "filtered, no checks": ArmPlan(checks=False, shares=False),
