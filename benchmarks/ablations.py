@@ -20,7 +20,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +51,7 @@ from restill.selftrain.choice import Choice, choices
 from restill.selftrain.feedback import CompletedRanker, Ranker
 from restill.selftrain.files import hash_json
 from restill.selftrain.pilot import Pilot
-from restill.selftrain.plain import plain
+from restill.selftrain.plain import NEWER, plain
 from restill.selftrain.ranker_adapter import AdapterStepRanker, train_ranker
 from restill.selftrain.step_rankers import GoldStepRanker, InvertedStepRanker, RandomStepRanker, StepRanker
 
@@ -81,7 +81,7 @@ class ArmPlan:
     Attributes:
         grown: how many of the trajectories grown for a question are looked at.
         filtered: keep every right one, else every completed one.
-        ranker: of the samples of a step; "adapter" is trained first.
+        ranker: of the samples of a step; "adapter" is trained first. margin: its margin; 0 is the paper's way.
         shares: whether pilot and rollouts of the pilot's generation are those of the first arm.
         rival: the arm that it is compared with: one that differs in a single thing.
     """
@@ -89,6 +89,7 @@ class ArmPlan:
     grown: int = 4
     filtered: bool = True
     ranker: str | None = None
+    margin: float = field(default=0.0, metadata={NEWER: 0.0})
     generations: int = 1
     checks: bool = True
     noise: float = NOISE
@@ -111,7 +112,7 @@ ARMS: dict[str, ArmPlan] = {
     "unfiltered": _unfiltered(generations=2, rival="filtered, one grown"),
     "unfiltered, ranker gold": _unfiltered("gold"),
     "unfiltered, ranker adapter": _unfiltered("adapter", generations=2),
-    "unfiltered, ranker adapter with margin": _unfiltered("sure adapter", generations=2),
+    "unfiltered, ranker adapter with margin": replace(_unfiltered("adapter", generations=2), margin=2.0),
     "unfiltered, ranker random": _unfiltered("random"),
     "unfiltered, ranker inverted": _unfiltered("inverted"),
     "filtered, no checks": ArmPlan(checks=False, shares=False),
@@ -134,7 +135,7 @@ class Seed:
         keep = scale.reward if plan.filtered else CompletedRanker()
         method = ReST(
             ranker=First(plan.grown, keep),
-            step_ranker=self._ranker(plan.ranker),
+            step_ranker=self._ranker(plan.ranker, plan.margin),
             generations=plan.generations,
             samples=scale.grown,
             keep_per_question=plan.grown,
@@ -178,17 +179,16 @@ class Seed:
             "seconds": round(sum(p["seconds"] for n, p in phases.items() if n.split("/")[0] == stage), 1),
         }  # fmt: skip
 
-    def _ranker(self, name: str | None) -> StepRanker | None:
+    def _ranker(self, name: str | None, margin: float) -> StepRanker | None:
         made: dict[str, Callable[[], StepRanker]] = {
             "gold": GoldStepRanker,
             "random": RandomStepRanker,
             "inverted": lambda: InvertedStepRanker(GoldStepRanker()),
-            "adapter": lambda: self._adapter(margin=0.0),  # as the paper's: the best first
-            "sure adapter": self._adapter,
+            "adapter": lambda: self._adapter(margin),
         }
         return None if name is None else made[name]()
 
-    def _adapter(self, **options: float) -> AdapterStepRanker:
+    def _adapter(self, margin: float) -> AdapterStepRanker:
         """A LoRA on the base, from what the pilot did in a World with labels."""
         lab, scale, out = self.lab, self.lab.scale, self.out / "ranker"
         if not (out / "manifest.json").exists():
@@ -204,7 +204,7 @@ class Seed:
                 for c in choices(t, by_key[t.question_key], read=read) if len(c.candidates) > 1
             ]  # fmt: skip
             train_ranker(load_decoder(self.base), listed, out=out, train=scale.ranker_tune, progress=True)
-        return AdapterStepRanker(model=lab.model(self.base).with_adapter(out), **options)
+        return AdapterStepRanker(model=lab.model(self.base).with_adapter(out), margin=margin)
 
 
 def _inherit(source: Path, job: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
@@ -51,11 +50,6 @@ class Taught:
     """
 
     path: str
-
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        """The model, read once."""
-        return load_decoder(self.path)
 
 
 Student = FewerLayers | Nano | Taught
@@ -151,7 +145,7 @@ def make_student(
         seed: of a nano model's weights.
     """
     if isinstance(student, Taught):
-        taught = student.checkpoint
+        taught = load_decoder(student.path)
         same = taught.tokenizer.hf_json == teacher.tokenizer.hf_json
         return taught, None if same else shared_vocabulary(teacher.tokenizer, taught.tokenizer)
     if isinstance(student, FewerLayers):

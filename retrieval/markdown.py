@@ -12,6 +12,7 @@ _LINE = re.compile(r"[^\n]*\n?")
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*\Z)|~{3,})")
 _ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*))?\Z")
 _CLOSING = re.compile(r"(?:\A|[ \t])#+[ \t]*\Z")
+_COMMENT = re.compile(r" {0,3}<!--")
 _UNDERLINE = re.compile(r" {0,3}(=|-)\1*[ \t]*\Z")
 # Lists, quotes, rules, HTML, indented code: their lines, and lines that go on with them, are no headings.
 _OTHER_BLOCK = re.compile(
@@ -31,47 +32,83 @@ class Heading(NamedTuple):
 def headings(text: str) -> Iterator[Heading]:
     """Find the headings of ``text`` in order, both kinds: ``## Masts``, and lines underlined with = or -.
 
-    As CommonMark 0.31 (4.2, 4.3) has them at the top level; underlined lines inside lists, quotes and HTML open
-    no section. Front matter, fenced code and comments are stepped over. Linear in time, and nothing is kept:
-    a whole parser (markdown-it-py) takes a second and 100 MB for a megabyte, which long files cannot afford.
+    As CommonMark 0.31 (4.2, 4.3) has them at the top level; those inside list items open no section, nor do
+    underlined lines in quotes and HTML. Front matter, fenced code and comments are stepped over. Linear in time, and
+    nothing is kept: a whole parser (markdown-it-py) takes a second and 100 MB for a megabyte, which long files cannot
+    afford. So lists within lists are taken as one, and comments within them as of one line.
     """
     position = front.end() if (front := _FRONT_MATTER.match(text)) else 0
     fence, paragraph, elsewhere = "", None, ""
-    listed = False  # a list item stands above, open to indented lines after a blank one
+    column = 0  # where the content of the open list item starts; 0: there is none
     while position < len(text):
         line = _LINE.match(text, position)
         start, position = position, line.end() if line else len(text)
         content = text[start:position].rstrip("\n")
-        listed = listed and not content[:1].strip()
+        if column and content.strip():
+            if not content[:column].strip():
+                fence, elsewhere = _within(content[column:], fence, elsewhere)
+                continue
+            if elsewhere != "list":
+                column, fence, elsewhere = 0, "", ""
         mark = _FENCE.match(content)
         if fence:
             if mark and mark[1].startswith(fence) and not content[mark.end() :].strip():
                 fence = ""
         elif not content.strip():
-            listed, paragraph, elsewhere = listed or elsewhere == "list", None, ""
-        elif mark:
-            fence, paragraph, elsewhere = mark[1], None, ""
-        elif (found := _ATX.match(content)) and not (elsewhere == "list" and content[0] == " "):
-            yield Heading(start, start + len(content), len(found[1]), _CLOSING.sub("", found[2] or "").strip())
+            column = 0 if elsewhere == "empty" else column
             paragraph, elsewhere = None, ""
+        elif mark:
+            fence, paragraph, elsewhere, column = mark[1], None, "", 0
+        elif found := _ATX.match(content):
+            yield Heading(start, start + len(content), len(found[1]), _CLOSING.sub("", found[2] or "").strip())
+            paragraph, elsewhere, column = None, "", 0
         elif paragraph is not None and (under := _UNDERLINE.match(content)):
             title = " ".join(text[paragraph:start].split())
             yield Heading(paragraph, start + len(content), 1 if under[1] == "=" else 2, title)
             paragraph = None
-        elif content.lstrip().startswith("<!--"):
+        elif elsewhere != "html" and _COMMENT.match(content):
             closed = text.find("-->", start)
             closed = text.find("\n", closed) if closed >= 0 else -1
             position, paragraph = closed + 1 if closed >= 0 else len(text), None
-            if content[0] == "<" and elsewhere != "html":
-                elsewhere = ""
-        elif (other := _OTHER_BLOCK.match(content)) and (paragraph is None or other[0].strip()):
+            elsewhere, column = "", 0
+        elif (other := _OTHER_BLOCK.match(content)) and _starts(content, other, paragraph is not None):
             paragraph = None
-            if other[0].strip():
-                elsewhere = "" if other[1] else "list" if other["list"] else "quote" if other[0][-1] == ">" else "html"
-            elif listed:
-                elsewhere = "list"
+            if other["list"]:
+                column = other.end("list") - (other["list"][-1] in " \t")
+                spaces = len(content) - column - len(content[column:].lstrip(" "))
+                column += spaces if 1 <= spaces <= 4 and content[column:].strip() else 1
+                elsewhere = "empty"
+                if content[column:].strip():
+                    fence, elsewhere = _within(content[column:], "", "")
+            elif other[0].strip():
+                column, elsewhere = 0, "" if other[1] else "quote" if other[0][-1] == ">" else "html"
         elif paragraph is None and not elsewhere:
             paragraph = start
+
+
+def _within(content: str, fence: str, elsewhere: str) -> tuple[str, str]:
+    """The open fence, and what the next line may go on with, after a line of a list item: "list" after a paragraph."""
+    mark = _FENCE.match(content)
+    if fence:
+        closed = mark and mark[1].startswith(fence) and not content[mark.end() :].strip()
+        return "" if closed else fence, ""
+    if mark:
+        return mark[1], ""
+    other = _OTHER_BLOCK.match(content)
+    if elsewhere == "html" or (other and other[0].lstrip()[:1] == "<"):
+        return "", "" if _COMMENT.match(content) else "html"
+    code = elsewhere != "list" and content.startswith((" " * 4, "\t"))
+    underline = elsewhere == "list" and _UNDERLINE.match(content)
+    return "", "" if code or underline or _ATX.match(content) or (other and other[1]) else "list"
+
+
+def _starts(content: str, other: re.Match[str], paragraph: bool) -> bool:
+    """Whether a line that looks like another block is one, after an open paragraph or not (CommonMark 5.2)."""
+    if not paragraph:
+        return True
+    if other["list"]:
+        return bool(content[other.end("list") :].strip()) and other["list"].strip() in ("-", "+", "*", "1.", "1)")
+    return bool(other[0].strip())
 
 
 def title(text: str) -> str:

@@ -45,7 +45,7 @@ def default_recipe(student: Student) -> TrainConfig:
     if isinstance(student, Nano):
         return TrainConfig(method="full", embeddings=True, lr=3e-3, epochs=20)
     if isinstance(student, Taught):
-        light = parameter_count(student.checkpoint.config) <= LIGHT
+        light = parameter_count(load_decoder(student.path).config) <= LIGHT
         return TrainConfig(method="full", embeddings=light, lr=1e-3 if light else 3e-4, epochs=3)
     return TrainConfig(method="full", embeddings=student.prune, lr=3e-4, epochs=4)
 
@@ -218,7 +218,7 @@ class _Distillation:
 
 def _described(student: Student) -> dict[str, Any]:
     """A student in a manifest; one that has learnt is known by its weights, wherever they lie."""
-    named = {"fingerprint": student.checkpoint.fingerprint} if isinstance(student, Taught) else asdict(student)
+    named = {"fingerprint": load_decoder(student.path).fingerprint} if isinstance(student, Taught) else asdict(student)
     return {"kind": type(student).__name__, **named}
 
 

@@ -66,7 +66,8 @@ def improve(
         eval: held-out questions with answers; ``None``: no arm is scored.
         control: also train the same start on as many trajectories of generation 1, drawn at random.
         baseline: also score the model as it is. One that does not know the format runs to its budget on every
-            question; it may take longer than any arm. May change between calls.
+            question; it may take longer than any arm. May change between calls, but is alike for all workers; a score
+            that is there is shown.
         concurrency, deadline: of the rollouts; they may change between calls.
         shard: (i, n): be worker i of n that work in ``out`` at the same time, each called with the same arguments
             otherwise, in one process or host each. Rollouts, evaluations and rankings are shared out by question;
@@ -113,8 +114,7 @@ class _Improvement(Phases[ReST]):
     def run(self, control: bool, baseline: bool) -> Report:
         """Go through all phases of all generations, and write the report."""
         method, agent = self.method, self.agent
-        if baseline:
-            self.score("base", "base", agent)
+        self.score_base(baseline)
         own = agent.model.adapter
         previous = None if own is None or method.start == "base" else Path(own.path)
         pilot: Mixture | None = None

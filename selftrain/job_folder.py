@@ -89,7 +89,11 @@ class JobFolder:
             path=path,
             manifest=manifest,
             phases=phases,
-            missing={name: _so_far(path, name) for name in planned if name not in phases},
+            missing={
+                name: _so_far(path, name)
+                for name in planned
+                if name not in phases and not (name == "base/eval" and phases)  # it comes first, or is left out
+            },
             arms=[arm for folder in folders if (arm := _arm(path, folder)) is not None],
             losses={
                 folder: rows

@@ -23,8 +23,7 @@ class LatentImprovement(Phases[LatentMethod]):
     def run(self, baseline: bool) -> Report:
         """Go through all phases, and write the report."""
         method, agent = self.method, self.agent
-        if baseline:
-            self.score("base", "base", agent)
+        self.score_base(baseline)
         own = agent.model.adapter
         start = None if own is None or method.start == "base" else Path(own.path)
         if method.pilot is not None:

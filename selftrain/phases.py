@@ -222,6 +222,11 @@ class Phases(Generic[AnyMethod]):
         self.job.phase(f"{name}/train", inputs, work, outputs=[folder / "manifest.json"], discard=discard)
         return folder
 
+    def score_base(self, baseline: bool) -> None:
+        """Score the agent as it is, unless it is left out and was not scored before."""
+        if baseline or (self.job.out / "base" / "eval.json").exists():
+            self.score("base", "base", self.agent)
+
     def score(
         self,
         name: str,

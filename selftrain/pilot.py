@@ -50,7 +50,7 @@ class Pilot:
     temperature: float = 0.7
     most: int = 500
     train: TrainConfig | None = None
-    script: Script | None = field(default=None, metadata={NEWER: True})
+    script: Script | None = field(default=None, metadata={NEWER: None})
 
     def __post_init__(self) -> None:
         if isinstance(self.guide, str) and self.guide != "expert":

@@ -7,13 +7,13 @@ from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 NEWER = "newer"
-"""In the metadata of a field that jobs of an earlier version did not have."""
+"""In the metadata of a field that jobs of an earlier version did not have: the value that they would have had."""
 
 
 def plain(value: Any) -> Any:
     """Knobs of a method or a ranker as plain values.
 
-    Fields without a repr (models) are left out; so are ``NEWER`` ones at their defaults, so that earlier jobs go on.
+    Fields without a repr (models) are left out; so are ``NEWER`` ones at that value, so that earlier jobs go on.
     """
     if is_dataclass(value) and not isinstance(value, type):
         named = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.repr and not _left(value, f)}
@@ -31,4 +31,4 @@ def plain(value: Any) -> Any:
 
 def _left(value: Any, field: Field[Any]) -> bool:
     """Whether a field says no more than jobs without it."""
-    return bool(field.metadata.get(NEWER)) and getattr(value, field.name) == field.default
+    return NEWER in field.metadata and getattr(value, field.name) == field.metadata[NEWER]

@@ -24,6 +24,7 @@ from .feedback_adapter import speaks, train_adapter
 from .fence import Fence
 from .gold_steps import GOOD, missing, quality
 from .mixture import Example, Mixture
+from .plain import NEWER
 from .step_rankers import Order, by_score
 from .trainer import TrainConfig
 
@@ -52,18 +53,18 @@ class AdapterStepRanker:
 
     Attributes:
         model: a ``JaxChatModel`` that carries the adapter.
-        margin: by how much the log odds of "good" must be higher for a sample to come before the one that comes first
-            without a ranker. That one is often right, and a small ranker's slight preferences are noise
-            (docs/feedback.md); 0: the surest first.
+        margin: by how much the log odds of "good" must be higher for a sample to come before the first readable one
+            of the order without a ranker. That one is often right, and a small ranker's slight preferences are noise
+            (docs/rest.md); 0: the surest first.
     """
 
     model: Any = field(repr=False)
-    margin: float = 2.0
+    margin: float = field(default=2.0, metadata={NEWER: 0.0})
     needs_labels: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if not self.margin >= 0:
-            raise RestillError(f"margin={self.margin}: give 0 or more, in log odds")
+        if not 0 <= self.margin < math.inf:
+            raise RestillError(f"margin={self.margin}: give a number from 0 up, in log odds")
         if not speaks(self.model, RANKER_ADAPTER_FORMAT):
             raise RestillError("this model carries no ranker adapter; train one with train_ranker() and load it")
 
@@ -101,7 +102,8 @@ class AdapterStepRanker:
 
 
 def _log_odds(logprob: float) -> float:
-    return logprob - math.log(max(-math.expm1(logprob), 1e-12))
+    # Near 1, f32 cannot tell probabilities apart: one rounding would be worth more than any margin.
+    return logprob - math.log(max(-math.expm1(logprob), 1e-6))
 
 
 def ranker_mixture(tokenizer: ChatTokenizer, labelled: Iterable[Choice], *, seed: int = 0) -> Mixture:

@@ -163,14 +163,14 @@ class Report(BaseModel):
 def comparisons(arms: Sequence[str]) -> list[tuple[str, str]]:
     """The pairs (arm, over) worth a difference, of arms by name in their order.
 
-    Each arm over the base and over the arm before it; the control is compared with generation 1 alone.
+    Each arm over the first and over the arm before it; the control is compared with generation 1 alone.
     """
     pairs: list[tuple[str, str]] = []
     trained = [arm for arm in arms if arm != "control"]
     for place, arm in enumerate(trained[1:], 1):
         pairs += [(arm, over) for over in dict.fromkeys((trained[0], trained[place - 1]))]
-        if arm == "generation 1" and "control" in arms:
-            pairs.append((arm, "control"))
+    if {"generation 1", "control"} <= set(arms):
+        pairs.append(("generation 1", "control"))
     return pairs
 
 

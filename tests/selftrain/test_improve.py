@@ -21,10 +21,10 @@ from restill.models.testing import tiny_checkpoint
 from restill.selftrain import phases as module
 from restill.selftrain.feedback import LikelihoodRanker, RandomRanker
 from restill.selftrain.improve import improve
-from restill.selftrain.job_folder import plan
+from restill.selftrain.job_folder import JobFolder, plan
 from restill.selftrain.mixture import Mixture
 from restill.selftrain.pilot import Pilot, gold_hint
-from restill.selftrain.report import Report
+from restill.selftrain.report import Report, comparisons
 from restill.selftrain.rest import ReST
 from restill.selftrain.trainer import TrainConfig
 
@@ -104,7 +104,8 @@ def test_the_base_may_be_left_out(climbed: tuple[Path, Report], tmp_path: Path) 
     )
     assert [(arm.name, arm.em) for arm in report.arms] == [(arm.name, arm.em) for arm in climbed[1].arms[1:]]
     assert {delta.over for delta in report.deltas} == {"pilot", "generation 1", "control"}
-    assert not (job / "base").exists()
+    assert not (job / "base").exists() and not JobFolder.open(job).missing
+    assert comparisons(["generation 1", "control"]) == [("generation 1", "control")]
 
 
 def test_arms_climb_and_everything_lies_where_it_should(climbed: tuple[Path, Report]) -> None:

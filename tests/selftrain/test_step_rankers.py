@@ -27,6 +27,7 @@ from restill.selftrain.choice import Choice, choices
 from restill.selftrain.gold_steps import GOOD, quality
 from restill.selftrain.judge_data import Answers
 from restill.selftrain.mixture import Mixture
+from restill.selftrain.plain import plain
 from restill.selftrain.ranker_adapter import RANKER_ADAPTER_FORMAT, AdapterStepRanker, expected, ranker_mixture
 from restill.selftrain.ranker_prompt import PromptStepRanker, ranker_grammar, ranker_messages, read_ranking
 from restill.selftrain.rerank import load_rankings, rerank
@@ -346,8 +347,14 @@ def test_the_adapter_ranks_by_the_probability_of_good_and_needs_its_adapter() ->
         assert ranker.rank([MANY])[0].order == [3, 0, 4, 1, 2]
     assert MANY.base[0] == 0
     assert AdapterStepRanker(model=model, margin=odds + 0.01).rank([MANY])[0].order == [0, 4, 3, 1, 2]
-    with pytest.raises(RestillError, match="margin=-1"):
-        AdapterStepRanker(model=model, margin=-1)
+    certain = iter([-1.2e-7, 0.0, -9.0])  # the first two are one in f32
+    engine.score_many = lambda pairs: [np.array([next(certain, -9.0)], np.float32) for _ in pairs]
+    assert AdapterStepRanker(model=model).rank([MANY])[0].order[0] == 0
+    for wrong in (-1.0, math.inf, math.nan):
+        with pytest.raises(RestillError, match="margin="):
+            AdapterStepRanker(model=model, margin=wrong)
+    assert "margin" not in plain(AdapterStepRanker(model=model, margin=0.0))  # jobs from before it was there go on
+    assert plain(AdapterStepRanker(model=model))["margin"] == 2.0
     engine.max_context = 150
     assert ranker.rank([MANY])[0] == Order(MANY.base, False, "too long for the ranker")
 
