@@ -14,6 +14,7 @@ _ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*))?\Z")
 _CLOSING = re.compile(r"(?:\A|[ \t])#+[ \t]*\Z")
 _COMMENT = re.compile(r" {0,3}<!--")
 _UNDERLINE = re.compile(r" {0,3}(=|-)\1*[ \t]*\Z")
+_MARKER = re.compile(r" {0,3}(?:[-+*]|\d{1,9}[.)])")
 # Lists, quotes, rules, HTML, indented code: their lines, and lines that go on with them, are no headings.
 _OTHER_BLOCK = re.compile(
     r" {0,3}(?:([-_*])[ \t]*(?:\1[ \t]*){2,}\Z|(?P<list>(?:[-+*]|\d{1,9}[.)])(?:[ \t]|\Z))|>|<[a-zA-Z!?/])| {4}|\t"
@@ -45,8 +46,9 @@ def headings(text: str) -> Iterator[Heading]:
         start, position = position, line.end() if line else len(text)
         content = text[start:position].rstrip("\n")
         if column and content.strip():
-            if not content[:column].strip():
-                fence, elsewhere = _within(content[column:], fence, elsewhere)
+            even = content.expandtabs(4)
+            if not even[:column].strip():
+                fence, elsewhere = _within(even[column:], fence, elsewhere)
                 continue
             if elsewhere != "list":
                 column, fence, elsewhere = 0, "", ""
@@ -74,16 +76,21 @@ def headings(text: str) -> Iterator[Heading]:
         elif (other := _OTHER_BLOCK.match(content)) and _starts(content, other, paragraph is not None):
             paragraph = None
             if other["list"]:
-                column = other.end("list") - (other["list"][-1] in " \t")
-                spaces = len(content) - column - len(content[column:].lstrip(" "))
-                column += spaces if 1 <= spaces <= 4 and content[column:].strip() else 1
-                elsewhere = "empty"
-                if content[column:].strip():
-                    fence, elsewhere = _within(content[column:], "", "")
+                column, fence, elsewhere = _item(content.expandtabs(4))
             elif other[0].strip():
                 column, elsewhere = 0, "" if other[1] else "quote" if other[0][-1] == ">" else "html"
         elif paragraph is None and not elsewhere:
             paragraph = start
+
+
+def _item(content: str) -> tuple[int, str, str]:
+    """The column of a list item's content, then as ``_within``, after its first line: "empty" if nothing is on it."""
+    marker = _MARKER.match(content)
+    assert marker
+    rest = content[marker.end() :]
+    spaces = len(rest) - len(rest.lstrip())
+    column = marker.end() + (spaces if 1 <= spaces <= 4 and rest.strip() else 1)
+    return column, *(_within(content[column:], "", "") if rest.strip() else ("", "empty"))
 
 
 def _within(content: str, fence: str, elsewhere: str) -> tuple[str, str]:

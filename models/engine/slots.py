@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from .shapes import Shapes
 
 _FORK_GAIN = 8
-"""Tokens that a fork must save: with SmolLM2 and with a nano model, copying a row costs less than the least chunk."""
+"""Tokens that a fork must save. Rollouts of SmolLM2 and of a nano model took less time with 8 than with 32."""
 
 
 @dataclass

@@ -114,7 +114,8 @@ def test_odd_texts_take_no_more_than_linear_time(encoder, text: str) -> None:
 LINES = st.sampled_from(
     ["# One", "## Two ##", "### Three", "####### seven", "#", "#no", "Some text stands here.", "More words. And more.",
      "===", "---", "- item", "> quote", "```", "~~~ python", "", "", "", "    code", "* * *", "1. first", "<!-- x -->",
-     "  para", "  # H", "   more", "      deep", "  <!-- x -->", "-", "- # In", "  ===", "10. ten", "    ## Far"]
+     "  para", "  # H", "   more", "      deep", "  <!-- x -->", "-", "- # In", "  ===", "10. ten", "    ## Far",
+     "\ttab", "-\ttabbed"]
 )  # fmt: skip
 MARKDOWN = st.lists(LINES, max_size=60).map("\n".join)
 
