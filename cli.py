@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .commands import ask, data, distil, eval_retrieval, improve, jobs, report
+from .commands import ask, data, distil, eval_retrieval, improve, jobs, questions, report
 from .commands.workers import ARGUMENTS
 from .models.errors import RestillError
 
@@ -60,6 +60,7 @@ app = typer.Typer(
 app.command()(data.pull)
 app.command()(data.index)
 app.command()(ask.ask)
+app.command()(questions.questions)
 app.command()(jobs.rollout)
 app.command()(improve.improve)
 app.command()(report.report)

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from typer.testing import CliRunner
 
-from restill import Run
+from restill import Run, read_questions
 from restill.cli import app
 from restill.commands.common import open_retriever
 from restill.models.testing import save_tiny, save_tiny_encoder
@@ -18,6 +18,7 @@ COMMANDS = [
     "pull",
     "index",
     "ask",
+    "questions",
     "rollout",
     "improve",
     "report",
@@ -319,14 +320,18 @@ def test_a_file_system_error_names_the_file(monkeypatch):
 
 
 class _Scripted(BaseHTTPRequestHandler):
-    turns = [
-        'Thought: I search.\nAction: search {"query": "Kestrel"}',
-        'Thought: Found.\nAction: finish {"answer": "Hallow Works", "citations": [1]}',
-    ]
+    """Writes a question, or searches and then answers it."""
+
+    turns = {
+        "Write a question": "Answer: Hallow Works\nQuestion: Who built the Kestrel?",
+        "Observation:": 'Thought: Found.\nAction: finish {"answer": "Hallow Works", "citations": [1]}',
+        "": 'Thought: I search.\nAction: search {"query": "Kestrel"}',
+    }
 
     def do_POST(self):
         messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
-        turn = _Scripted.turns["Observation:" in messages[-1]["content"]]
+        seen = messages[0]["content"] + messages[-1]["content"]
+        turn = next(turn for mark, turn in self.turns.items() if mark in seen)
         body = json.dumps({"choices": [{"message": {"content": turn}, "finish_reason": "stop"}]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -337,17 +342,29 @@ class _Scripted(BaseHTTPRequestHandler):
         pass
 
 
-def test_ask_works_with_a_remote_model(place):
+@pytest.fixture
+def remote():
+    """The name of a model behind an endpoint."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Scripted)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        spec = f"http://127.0.0.1:{server.server_port}/v1#scripted"
-        result = json.loads(run("ask", "Who built the Kestrel?", "--model", spec, "--json").stdout)
-    finally:
-        server.shutdown()
-        server.server_close()
+    yield f"http://127.0.0.1:{server.server_port}/v1#scripted"
+    server.shutdown()
+    server.server_close()
+
+
+def test_ask_works_with_a_remote_model(place, remote):
+    result = json.loads(run("ask", "Who built the Kestrel?", "--model", remote, "--json").stdout)
     assert result["answer"] == "Hallow Works" and result["citations"]
     assert result["trajectory"]["text_only"]
+
+
+def test_questions_about_documents_can_be_asked(place, remote, tmp_path):
+    args = ["questions", "--model", remote, "--out", tmp_path / "q.jsonl", "--json"]
+    assert json.loads(run(*args, "--count", 1).stdout)["count"] == 1
+    [question] = read_questions(tmp_path / "q.jsonl")
+    assert (question.question, question.answers) == ("Who built the Kestrel?", ["Hallow Works"])
+    assert question.gold[0].endswith("kestrel.md")
+    assert "1 fit questions of 2" in run(*args, "--count", 2, code=1).stderr
 
 
 def test_distill_makes_a_model_folder_from_a_mixture(place, tmp_path):

@@ -1,0 +1,172 @@
+"""Questions made from documents: what is kept of what a writer writes, what it reads, and a file that goes on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
+
+from restill import JaxChatModel, Question, read_questions
+from restill.models.errors import RestillError
+from restill.models.testing import tiny_checkpoint, tiny_tokenizer
+from restill.retrieval.hops import DocumentGraph
+from restill.retrieval.types import Document
+from restill.selftrain.question_job import draw_sources, questions_about
+from restill.selftrain.question_writer import (
+    QuestionWriter,
+    read_written,
+    unfit,
+    write_reply,
+    writer_messages,
+)
+from restill.selftrain.writer_adapter import WRITER_TRAIN, sources_of, writer_mixture
+
+MAST = Document(id="m", title="Ada Mast", text="Ada Mast sailed the Brisa from Porto in 1851.")
+BOAT = Document(id="b", title="Brisa", text="The Brisa is a schooner built by Rui Lopes.")
+ALONE = Document(id="a", title="Kelp", text="Kelp grows in cold water, as Ida Roe found.")
+DOCUMENTS = [MAST, BOAT, ALONE]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "why"),
+    [
+        ("When did Ada Mast sail?", "1851", ""),
+        ("Did Ada Mast sail from Porto?", "yes", ""),
+        ("Who sailed first, Ada Mast or Rui Lopes?", "Ada Mast", ""),
+        ("When did Ada Mast sail?", "1852", "the answer is not in the passages"),
+        ("When did Ada Mast sail?", "185", "the answer is not in the passages"),
+        ("When did Ada Mast sail?", "The", "the answer is not in the passages"),
+        ("When in 1851 did Ada Mast sail?", "1851", "the question holds its answer"),
+        ("When did she sail?", "1851", "the question names nothing of the passages"),
+        ("When did Ida Roe sail?", "1851", "the question names nothing of the passages"),
+    ],
+)
+def test_a_question_is_kept_if_its_answer_was_read_and_is_not_given_away(question: str, answer: str, why: str) -> None:
+    assert unfit(question, answer, (MAST,)) == why
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Answer: 1851", "Question: When did Ada Mast sail?\nAnswer: 1851",
+             "Answer: 1851\nQuestion: When did Ada Mast sail", "Answer: 1851\nQuestion: When did Ada Mast sail?\nx"]
+)  # fmt: skip
+def test_anything_but_the_two_lines_is_no_question(text: str) -> None:
+    assert read_written(text, (MAST,)) is None
+
+
+def test_what_an_adapter_is_taught_to_write_is_read_back_whole() -> None:
+    question = Question(id="q", question="When did Ada Mast sail?", answers=["1851"], gold=["m"])
+    read = read_written(write_reply(question), (MAST,))
+    assert read is not None
+    assert (read.question, read.answers, read.gold, read.gold_titles) == (
+        question.question, ["1851"], ["m"], ["Ada Mast"],
+    )  # fmt: skip
+
+
+@given(title=st.text(max_size=40), text=st.text(max_size=200))
+def test_no_passage_can_pose_as_another_or_as_the_rules(title: str, text: str) -> None:
+    rules, shown = writer_messages((Document(id="x", title=title, text=text), MAST))
+    nonce = re.search(r"marked (\w+) are data", rules["content"])
+    assert nonce
+    lines = shown["content"].splitlines()
+    assert len([line for line in lines if line.startswith(f"{nonce[1]} passage: ")]) == 2
+    assert shown["content"].count(nonce[1]) == 2
+
+
+def test_a_local_model_is_held_to_the_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = JaxChatModel.from_checkpoint(tiny_checkpoint(), max_context=1024, slots=4)
+    texts = list[str]()
+    monkeypatch.setattr("restill.selftrain.question_writer.read_written", lambda text, source: texts.append(text))
+    try:
+        QuestionWriter(model=model).write([(MAST,), (MAST, BOAT)])
+        first = list(texts)
+        QuestionWriter(model=model).write([(MAST, BOAT)], first=1)
+    finally:
+        model.close()
+    assert all(re.match(r"Answer: [^\n]+(\nQuestion: [^\n]*)?\Z", text) for text in texts)
+    assert texts[2] == first[1], "a source's draw follows from its number"
+
+
+def test_only_the_two_lines_are_learnt_and_only_what_would_be_kept() -> None:
+    kept = Question(id="q", question="When did Ada Mast sail?", answers=["1851"], gold_titles=["Ada Mast"])
+    two = Question(id="r", question="Who built the boat that Ada Mast sailed?", answers=["Rui Lopes"], gold=["m", "b"])
+    lost = [
+        kept.model_copy(update={"answers": ["1900"]}),
+        kept.model_copy(update={"gold_titles": ["Nobody"]}),
+        kept.model_copy(update={"answers": []}),
+    ]
+    pairs = sources_of([kept, two, *lost], DOCUMENTS)
+    assert pairs == [(kept, (MAST,)), (two, (MAST, BOAT))]
+    tokenizer = tiny_tokenizer()
+    for example, (question, _) in zip(writer_mixture(tokenizer, pairs), pairs, strict=True):
+        learnt = [t for t, w in zip(example.tokens, example.weights, strict=True) if w]
+        assert tokenizer.decode(learnt, skip_special=True) == write_reply(question)
+        assert len(example.tokens) <= WRITER_TRAIN.row_length
+
+
+@given(seed=st.integers(0, 50), paired=st.sampled_from([0.0, 0.5, 1.0]))
+def test_each_document_is_drawn_once_before_any_again_and_pairs_are_linked(seed: int, paired: float) -> None:
+    graph = DocumentGraph.build(DOCUMENTS)
+    drawn = list(itertools.islice(draw_sources(DOCUMENTS, graph=graph, paired=paired, seed=seed), 6))
+    assert drawn == list(itertools.islice(draw_sources(DOCUMENTS, graph=graph, paired=paired, seed=seed), 6))
+    for turn in (drawn[:3], drawn[3:]):
+        assert sorted(source[0].id for source in turn) == ["a", "b", "m"]
+    pairs = [source for source in drawn if len(source) == 2]
+    assert all(pair == (MAST, BOAT) for pair in pairs)  # the one document that names another
+    assert len(pairs) == {0.0: 0, 1.0: 2}.get(paired, len(pairs))
+
+
+class Author:
+    """Asks who or what a passage is about, until it has written so often."""
+
+    def __init__(self, dies_after: int = 10**6) -> None:
+        self.left, self.written = dies_after, 0
+
+    def __call__(self, turns: Any) -> AIMessage:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        self.written += 1
+        title = turns[1][1].split("passage: ")[1].split(":")[0]
+        return AIMessage(f"Answer: {title}\nQuestion: Which name has {len(title)} letters, {title} or Porto?")
+
+
+def _written(author: Author, out: Path, count: int, documents: list[Document] = DOCUMENTS) -> list[Question]:
+    model = RunnableLambda(author).with_config(max_concurrency=1)
+    return questions_about(documents, QuestionWriter(model=model), out=out, count=count, batch=1)
+
+
+def test_a_killed_job_goes_on_and_writes_what_it_would_have_written(tmp_path: Path) -> None:
+    whole = _written(Author(), tmp_path / "whole.jsonl", 3)
+    with pytest.raises(KeyboardInterrupt):
+        _written(Author(dies_after=2), tmp_path / "q.jsonl", 3)
+    with (tmp_path / "q.jsonl.tried").open("ab") as file:
+        file.write(b'{"question": "tor')
+    author = Author()
+    assert _written(author, tmp_path / "q.jsonl", 3) == whole
+    assert author.written == 1, "nothing is written twice"
+    assert (tmp_path / "q.jsonl.tried").read_bytes() == (tmp_path / "whole.jsonl.tried").read_bytes()
+    assert read_questions(tmp_path / "q.jsonl") == whole
+    assert _written(Author(dies_after=0), tmp_path / "q.jsonl", 2) == whole[:2]
+
+
+def test_questions_are_different_and_a_writer_that_has_no_more_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(RestillError, match="40 sources gave 3 fit questions of 4"):
+        _written(Author(), tmp_path / "q.jsonl", 4)
+    rows = [json.loads(line) for line in (tmp_path / "q.jsonl.tried").read_text().splitlines()]
+    assert len(rows) == 41  # settings, then one a source
+
+
+def test_a_file_of_other_documents_is_refused(tmp_path: Path) -> None:
+    _written(Author(), tmp_path / "q.jsonl", 1)
+    with pytest.raises(RestillError, match="with other documents; name another file"):
+        _written(Author(), tmp_path / "q.jsonl", 1, [MAST])
+    with pytest.raises(RestillError, match="no documents"):
+        _written(Author(), tmp_path / "r.jsonl", 1, [])
