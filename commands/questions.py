@@ -49,14 +49,16 @@ def questions(
     any larger one behind an OpenAI-compatible endpoint (--model http://host/v1#name) does without.
     """
     from ..console import stdout
+    from ..retrieval.types import Document
     from ..selftrain.question_job import questions_about
     from ..selftrain.question_writer import QuestionWriter
 
     snapshot = open_retriever(index, docs, 3, progress=not json).snapshot
+    passages = [Document(id=chunk.doc_id, title=chunk.title, text=chunk.text) for chunk in snapshot.chunks]
     with opened_model(model, adapter, precision, slots=16, deterministic=deterministic) as chat:
         writer = QuestionWriter(model=chat, temperature=temperature, seed=seed)
         made = questions_about(
-            list(snapshot.documents()), writer, out=out, count=count, graph=snapshot.graph if pairs else None,
+            passages, writer, out=out, count=count, graph=snapshot.graph if pairs else None,
             paired=pairs, seed=seed, progress=not json,
         )  # fmt: skip
     if json:

@@ -18,7 +18,7 @@ from . import faiss_file, sparse
 from .dense import DenseIndex
 from .filters import Where, matching_rows
 from .store import Store
-from .types import Chunk, Document, Hit
+from .types import Chunk, Hit
 from .write import folded
 
 if TYPE_CHECKING:
@@ -166,10 +166,6 @@ class Snapshot:
         total = sum(int(view.meta["contents"], 16) for view in self.views) % (1 << 256)
         return hashlib.sha256(f"{self.views[0].meta['encoder_fingerprint']} {total:x}".encode()).hexdigest()
 
-    def documents(self) -> Iterator[Document]:
-        """Every document, read one after the other."""
-        return itertools.chain.from_iterable(view.store.all_documents() for view in self.views)
-
     @property
     def graph(self) -> DocumentGraph:
         """The links between the documents; reads all of them, once, however many threads ask."""
@@ -177,7 +173,8 @@ class Snapshot:
 
         with self._lock:
             if self._graph is None:
-                self._graph = DocumentGraph.build(self.documents())
+                documents = itertools.chain.from_iterable(view.store.all_documents() for view in self.views)
+                self._graph = DocumentGraph.build(documents)
             return self._graph
 
     def documents_of(self, rows: Sequence[int]) -> dict[int, str]:

@@ -27,35 +27,38 @@ MOST_TRIES = 10
 
 
 def draw_sources(
-    documents: Sequence[Document], *, graph: DocumentGraph | None = None, paired: float = 0.5, seed: int = 0
+    passages: Sequence[Document], *, graph: DocumentGraph | None = None, paired: float = 0.5, seed: int = 0
 ) -> Iterator[Source]:
-    """What to write questions from, without end: every document is drawn once before any is drawn again.
+    """What to write questions from, without end: every passage is drawn once before any is drawn again.
 
     Args:
-        documents: those that may be drawn.
-        graph: links between documents, for pairs: a document, then one that it names. Without one there are no pairs.
-        paired: the chance of a pair, for a document that names another.
+        passages: those that may be drawn: documents, or parts of long ones, with the ids of their documents.
+        graph: knows titles, for pairs: a passage, then the first of a document that it names. Without one there are no
+            pairs.
+        paired: the chance of a pair, for a passage that names a document.
 
     Raises:
-        RestillError: no documents.
+        RestillError: no passages.
     """
-    if not documents:
+    if not passages:
         raise RestillError("there are no documents to write questions about")
     rng = random.Random(f"restill-sources {seed}")
-    known = {d.id: d for d in documents}
+    firsts: dict[str, Document] = {}
+    for passage in passages:
+        firsts.setdefault(passage.id, passage)
     while True:
-        for document in rng.sample(list(known.values()), len(known)):
-            named = [] if graph is None or rng.random() >= paired else _named(graph, document, known)
-            yield (document, known[rng.choice(named)]) if named else (document,)
+        for passage in rng.sample(passages, len(passages)):
+            named = [] if graph is None or rng.random() >= paired else _named(graph, passage, firsts)
+            yield (passage, rng.choice(named)) if named else (passage,)
 
 
-def _named(graph: DocumentGraph, document: Document, known: Mapping[str, Document]) -> list[str]:
-    linked = graph.follow(document.id)
-    return [other.doc_id for other in linked if other.doc_id in known and other.relation != "shares" and other.forward]
+def _named(graph: DocumentGraph, passage: Document, firsts: Mapping[str, Document]) -> list[Document]:
+    ids = [graph.ids[number] for number in graph.finder.find(passage.text)]
+    return [firsts[key] for key in ids if key in firsts and key != passage.id]
 
 
 def questions_about(
-    documents: Sequence[Document],
+    passages: Sequence[Document],
     writer: QuestionWriter,
     *,
     out: str | Path,
@@ -71,7 +74,7 @@ def questions_about(
     Args:
         out: the JSONL file of questions. Beside it ``<name>.tried`` holds the settings, then a line for each source
             tried: killed at any time, the same call goes on, and so does one with a larger ``count``.
-        graph, paired, seed: see :func:`draw_sources`.
+        passages, graph, paired, seed: see :func:`draw_sources`.
         batch: sources in one call of the model, and lost at most when killed.
 
     Raises:
@@ -79,9 +82,9 @@ def questions_about(
             are hardly ever fit.
     """
     path = Path(out).with_name(Path(out).name + ".tried")
-    sources = draw_sources(documents, graph=graph, paired=paired, seed=seed)
+    sources = draw_sources(passages, graph=graph, paired=paired, seed=seed)
     settings = {
-        "format": WRITER_FORMAT, "documents": hash_json([[d.id, d.title, d.text] for d in documents]),
+        "format": WRITER_FORMAT, "documents": hash_json([[d.id, d.title, d.text] for d in passages]),
         "paired": paired if graph else 0.0, "seed": seed, "model": nameless(identity(writer.model)),
         "temperature": writer.temperature, "writer_seed": writer.seed,
     }  # fmt: skip

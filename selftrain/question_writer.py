@@ -38,7 +38,7 @@ _GRAMMAR = regex_grammar(r"Answer: [^\n]{1,80}\nQuestion: [^\n]{8,240}\?")
 _REPLY = re.compile(r"\s*Answer: (?P<answer>[^\n]+)\nQuestion: (?P<question>[^\n]+\?)\s*")
 
 Source = tuple["Document", ...]
-"""What one question is made from: one document, or two."""
+"""What one question is made from: one passage, or two, each with the id and title of its document."""
 
 
 @dataclass(frozen=True, kw_only=True)
