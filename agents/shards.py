@@ -108,7 +108,7 @@ def _take_lock(path: Path, *, wait: bool) -> int:
                 os.close(descriptor)
                 raise RestillError(
                     f"another process is writing {path.stem} in {path.parent}; "
-                    "wait for it, or give each process a folder or shard of its own"
+                    "wait for it, or give each process an output or shard of its own"
                 ) from None
             time.sleep(0.02)
 
@@ -135,7 +135,7 @@ class ShardWriter:
         """Append ``line`` and its end, and wait for the disk; returns its offset.
 
         Args:
-            safe: how many trajectories are on the disk, for the message.
+            safe: how many entries are on the disk, for the message.
 
         Raises:
             RestillError: the disk is full or fails; the file is as it was before.
@@ -152,7 +152,7 @@ class ShardWriter:
                 os.ftruncate(self._file, start)
             why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
             raise RestillError(
-                f"cannot write {self.path}: {why}. The {safe} trajectories written before are safe; "
+                f"cannot write {self.path}: {why}. The {safe} entries written before are safe; "
                 "make room and run the same command again, it goes on where it stopped"
             ) from None
         self._end = start + len(data)

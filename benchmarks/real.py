@@ -7,8 +7,9 @@ It is measured on HotpotQA's dev200.
 DATA holds the folders hotpotqa, musique, squad and ircot. One index has the documents of all; the search finds what a
 question leads to (mode ``hops``). The pilot is trained on an expert that asks the question as it is, looks up what
 was not found and reads the answer out, on some of the questions; each generation on its own right trajectories over
-all and over the written ones, beside the pilot's (``replay``). The writer learns from the 567, and asks about no
-document that dev200 needs. Nothing is tuned on dev200. Killed at any time, the same command goes on.
+all and over the written ones, beside the pilot's (``replay``). The writer learns from the collections' questions (all
+of SQuAD's), and asks about no document that dev200 needs. Nothing is tuned on dev200. Killed at any time, the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from rich.console import Console
 from restill import Budget, EvalReport, JaxChatModel, Question, ReActAgent, ReST, Retriever, improve
 from restill.models.checkpoint.load import load_decoder
 from restill.models.home import enable_compile_cache
-from restill.retrieval.hops import DocumentGraph
 from restill.selftrain.demo import ENCODER, MODEL
 from restill.selftrain.expert import search_then_follow
 from restill.selftrain.pilot import Pilot
@@ -98,12 +98,13 @@ def _written(parts: list[Part], asked: list[Question], count: int, out: Path) ->
     known = [pair for part in parts for pair in sources_of(part.questions, part.documents)]
     adapter = train_writer(load_decoder(MODEL), known, out=out / "writer", progress=True)
     needed = {title for question in asked for title in question.gold_titles}
-    documents = [d for part in parts for d in part.documents if d.title not in needed]
+    everything = [d for part in parts for d in part.documents]
+    texts = {d.text for d in everything if d.title in needed}
+    documents = [d for d in everything if d.title not in needed and d.text not in texts]
     model = JaxChatModel.from_pretrained(MODEL, adapter=str(adapter))
     made = questions_about(
-        documents, QuestionWriter(model=model), out=out / "written.jsonl", count=count,
-        graph=DocumentGraph.build(documents), progress=True,
-    )  # fmt: skip
+        documents, QuestionWriter(model=model), out=out / "written.jsonl", count=count, progress=True
+    )
     model.close()
     return [question.model_copy(update={"gold_titles": []}) for question in made]
 

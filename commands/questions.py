@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from ..models.errors import RestillError
 from .common import (
     DEFAULT_MODEL,
     DeterministicOption,
-    DocsOption,
     IndexOption,
     JsonOption,
     ModelOption,
@@ -31,7 +31,6 @@ def questions(
         float, typer.Option(min=0.0, max=1.0, help="Chance that a document is asked about with one that it names.")
     ] = 0.5,
     index: IndexOption = None,
-    docs: DocsOption = None,
     model: ModelOption = DEFAULT_MODEL,
     adapter: Annotated[
         str | None, typer.Option(help="LoRA that writes questions (selftrain/writer_adapter.py): a name or a folder.")
@@ -48,19 +47,20 @@ def questions(
     improve's ranker "gold" to see, which keeps what comes to the same answer. A small model needs an adapter for this;
     any larger one behind an OpenAI-compatible endpoint (--model http://host/v1#name) does without.
     """
-    from ..console import stdout
+    from ..console import stderr, stdout
     from ..retrieval.types import Document
     from ..selftrain.question_job import questions_about
     from ..selftrain.question_writer import QuestionWriter
 
-    snapshot = open_retriever(index, docs, 3, progress=not json).snapshot
+    snapshot = open_retriever(index, None, 3).snapshot
     passages = [Document(id=chunk.doc_id, title=chunk.title, text=chunk.text) for chunk in snapshot.chunks]
+    if not passages:
+        raise RestillError("the index holds no documents to write questions about; add some with `restill index`")
     with opened_model(model, adapter, precision, slots=16, deterministic=deterministic) as chat:
         writer = QuestionWriter(model=chat, temperature=temperature, seed=seed)
-        made = questions_about(
-            passages, writer, out=out, count=count, graph=snapshot.graph if pairs else None,
-            paired=pairs, seed=seed, progress=not json,
-        )  # fmt: skip
+        if not model.startswith("http") and adapter is None:
+            stderr().print("warning: a small model hardly writes questions without an adapter", style="yellow")
+        made = questions_about(passages, writer, out=out, count=count, paired=pairs, seed=seed, progress=not json)
     if json:
         print_json({"questions": str(out), "count": len(made)})
     else:

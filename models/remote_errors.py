@@ -30,11 +30,16 @@ class Endpoint:
 
 
 class RemoteError(RestillError):
-    """A request that failed. ``retry``: the same request may succeed later; ``after``: seconds, if known."""
+    """A request that failed.
 
-    def __init__(self, message: str, *, retry: bool = False, after: float | None = None) -> None:
+    Attributes:
+        retry: the same request may succeed later. after: seconds, if known.
+        refused: the server took the request and will not answer it (too long, against its rules); another may do.
+    """
+
+    def __init__(self, message: str, *, retry: bool = False, after: float | None = None, refused: bool = False) -> None:
         super().__init__(message)
-        self.retry, self.after = retry, after
+        self.retry, self.after, self.refused = retry, after, refused
 
 
 class Retry:
@@ -109,14 +114,15 @@ def _from_status(response: httpx.Response, endpoint: Endpoint) -> RemoteError:
             f"{said}; is base_url right (it usually ends in /v1) and does {endpoint.model!r} exist there?"
         )
     if status in (400, 413, 422) and "context" in low and ("length" in low or "window" in low or "token" in low):
-        return RemoteError(f"{said}; the messages are too long for {endpoint.model!r}: shorten them or ask for less")
+        mend = f"the messages are too long for {endpoint.model!r}: shorten them or ask for less"
+        return RemoteError(f"{said}; {mend}", refused=True)
     if status == 429 and "quota" in low:
         return RemoteError(f"{said}; the account's quota is used up")
     if status == 429:
         return RemoteError(f"{said}; lower the concurrency", retry=True, after=_retry_after(response))
     if status in _RETRIED or status >= 500:
         return RemoteError(f"{said}; the server failed, try again later", retry=True, after=_retry_after(response))
-    return RemoteError(f"{said}; the server refuses the request")
+    return RemoteError(f"{said}; the server refuses the request", refused=status in (400, 413, 422))
 
 
 def _detail(response: httpx.Response) -> str:

@@ -12,6 +12,7 @@ from ..agents.model import CONTEXT_SLACK, TokenModel, context_of, is_token_model
 from ..agents.threads import run_sync
 from ..models.engine.request import Request, Sampling
 from ..models.errors import RestillError
+from ..models.remote_errors import RemoteError
 
 Message = dict[str, str]
 
@@ -44,19 +45,28 @@ class Reply:
 
 
 def ask(model: Any, calls: Sequence[Asked], *, temperature: float, max_tokens: int) -> list[Reply]:
-    """The replies, in the order of ``calls``; an empty one where a local model's context is too short for it.
+    """The replies, in the order of ``calls``; empty where a local model's context is too short, or where a remote model
+    refuses this call, though not all.
 
     Args:
         model: a ``TokenModel`` (``JaxChatModel``) or any LangChain chat model, which is taken as it is: its own
             temperature and limits hold.
 
     Raises:
-        RestillError: a local model failed at a call.
+        RestillError: a local model failed at a call, or a remote one refuses all of them.
     """
     if is_token_model(model):
         return run_sync(_local(model, calls, temperature, max_tokens))
     turns = [[(message["role"], message["content"]) for message in call.messages] for call in calls]
-    return [Reply(reply.text) for reply in model.batch(turns)] if turns else []
+    replies = model.batch(turns, return_exceptions=True) if turns else []
+    failed = [reply for reply in replies if isinstance(reply, BaseException)]
+    if failed and (len(failed) == len(replies) or not all(_refused(error) for error in failed)):
+        raise next((error for error in failed if not _refused(error)), failed[0])
+    return [Reply("" if isinstance(reply, BaseException) else reply.text) for reply in replies]
+
+
+def _refused(error: BaseException) -> bool:
+    return isinstance(error, RemoteError) and error.refused
 
 
 async def _local(model: TokenModel, calls: Sequence[Asked], temperature: float, max_tokens: int) -> list[Reply]:

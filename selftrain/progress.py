@@ -26,6 +26,11 @@ class Meter:
         if self._bar is not None:
             self._bar.update(self._task, advance=1, note=note)
 
+    def note(self, note: str) -> None:
+        """Say how it goes, where nothing more is done."""
+        if self._bar is not None:
+            self._bar.update(self._task, note=note)
+
     def __enter__(self) -> Meter:
         if self._bar is not None:
             self._bar.start()

@@ -2,59 +2,64 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from ..agents.model import identity, nameless
-from ..agents.question import Question, write_questions
+from ..agents.question import Question
 from ..agents.scores import normalise
 from ..agents.shards import ShardWriter
 from ..models.errors import RestillError
-from .files import hash_json
+from ..retrieval.titles import TitleFinder
+from .files import write_atomic
 from .progress import Meter
 from .question_writer import WRITER_FORMAT, QuestionWriter, Source
 
 if TYPE_CHECKING:
-    from ..retrieval.hops import DocumentGraph
     from ..retrieval.types import Document
 
 MOST_TRIES = 10
 """Sources tried for each question wanted, before a writer is given up."""
 
+_BATCH = 64
+"""Sources in one call of the model, and lost at most when killed."""
 
-def draw_sources(
-    passages: Sequence[Document], *, graph: DocumentGraph | None = None, paired: float = 0.5, seed: int = 0
-) -> Iterator[Source]:
+
+def draw_sources(passages: Sequence[Document], *, paired: float = 0.5, seed: int = 0) -> Iterator[Source]:
     """What to write questions from, without end: every passage is drawn once before any is drawn again.
 
     Args:
-        passages: those that may be drawn: documents, or parts of long ones, with the ids of their documents.
-        graph: knows titles, for pairs: a passage, then the first of a document that it names. Without one there are no
-            pairs.
-        paired: the chance of a pair, for a passage that names a document.
+        passages: documents, or parts of long ones, with the ids and titles of their documents.
+        paired: the chance that a passage which names other documents by their titles stands before the first passage
+            of one of those.
 
     Raises:
         RestillError: no passages.
     """
     if not passages:
         raise RestillError("there are no documents to write questions about")
-    rng = random.Random(f"restill-sources {seed}")
+    return _drawn(passages, paired, random.Random(f"restill-sources {seed}"))
+
+
+def _drawn(passages: Sequence[Document], paired: float, rng: random.Random) -> Iterator[Source]:
     firsts: dict[str, Document] = {}
     for passage in passages:
         firsts.setdefault(passage.id, passage)
+    leads = list(firsts.values())
+    finder = TitleFinder([p.title for p in leads], (p.text for p in leads)) if paired else None
     while True:
         for passage in rng.sample(passages, len(passages)):
-            named = [] if graph is None or rng.random() >= paired else _named(graph, passage, firsts)
+            named: list[Document] = []
+            if finder is not None and rng.random() < paired:
+                named = [leads[n] for n in finder.find(passage.text) if leads[n].id != passage.id]
             yield (passage, rng.choice(named)) if named else (passage,)
-
-
-def _named(graph: DocumentGraph, passage: Document, firsts: Mapping[str, Document]) -> list[Document]:
-    ids = [graph.ids[number] for number in graph.finder.find(passage.text)]
-    return [firsts[key] for key in ids if key in firsts and key != passage.id]
 
 
 def questions_about(
@@ -63,69 +68,92 @@ def questions_about(
     *,
     out: str | Path,
     count: int,
-    graph: DocumentGraph | None = None,
     paired: float = 0.5,
     seed: int = 0,
-    batch: int = 128,
     progress: bool = False,
 ) -> list[Question]:
     """Write ``count`` different questions about a collection.
 
     Args:
         out: the JSONL file of questions. Beside it ``<name>.tried`` holds the settings, then a line for each source
-            tried: killed at any time, the same call goes on, and so does one with a larger ``count``.
-        passages, graph, paired, seed: see :func:`draw_sources`.
-        batch: sources in one call of the model, and lost at most when killed.
+            tried: killed at any time, the same call goes on, and so does one with another ``count``.
+        passages, paired, seed: see :func:`draw_sources`.
 
     Raises:
-        RestillError: ``out`` was written from other documents, by another model or otherwise, or the writer's questions
-            are hardly ever fit.
+        RestillError: there is no passage; ``out`` is there and was not made by this; it was made from other passages,
+            by another model or otherwise; or the writer's questions are hardly ever fit.
     """
-    path = Path(out).with_name(Path(out).name + ".tried")
-    sources = draw_sources(passages, graph=graph, paired=paired, seed=seed)
+    path, sources = Path(out), draw_sources(passages, paired=paired, seed=seed)
+    tried = path.with_name(f"{path.name or 'questions.jsonl'}.tried")
+    if path.is_dir() or (path.exists() and not tried.exists()):
+        raise RestillError(f"{path} is there and holds something else; name another file for the questions")
     settings = {
-        "format": WRITER_FORMAT, "documents": hash_json([[d.id, d.title, d.text] for d in passages]),
-        "paired": paired if graph else 0.0, "seed": seed, "model": nameless(identity(writer.model)),
-        "temperature": writer.temperature, "writer_seed": writer.seed,
+        "format": WRITER_FORMAT, "documents": _hash(passages), "paired": paired, "seed": seed,
+        "model": nameless(identity(writer.model)), "temperature": writer.temperature, "writer_seed": writer.seed,
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = ShardWriter(path)
+    log = ShardWriter(tried)
     try:
-        head, *rows = [json.loads(line) for line in path.read_bytes().splitlines()] or [None]
-        if head is None:
-            file.write(json.dumps(settings).encode(), 0)
-        elif head != settings:
-            other = [name for name in settings if not isinstance(head, dict) or head.get(name) != settings[name]]
-            raise RestillError(f"{path} was written with other {', '.join(other)}; name another file with --out")
-        found: dict[str, Question] = {}
-        for row in rows:
-            _keep(found, row)
-        tried = len(rows)
-        next(islice(sources, tried, tried), None)
-        with Meter("questions", total=count, done=min(len(found), count), show=progress) as meter:
+        rows = _rows(tried, settings)
+        if rows is None:
+            log.write(json.dumps(settings).encode(), 0)
+        found, done = dict[str, Question](), 0
+        with Meter("questions", total=count, show=progress) as meter:
+            for row in rows or []:
+                done += 1
+                _keep(found, row, count, meter, done)
+            next(islice(sources, done, done), None)
             while len(found) < count:
-                if tried >= MOST_TRIES * count:
+                if (left := MOST_TRIES * count - done) <= 0:
                     raise RestillError(
-                        f"{tried} sources gave {len(found)} fit questions of {count}; train a writer (train_writer), "
+                        f"{done} sources gave {len(found)} fit questions of {count}; train a writer (train_writer), "
                         "use a larger model, or ask for fewer"
                     )
-                drawn = list(islice(sources, batch))
-                for question in writer.write(drawn, first=tried):
-                    row = None if question is None else question.model_dump(exclude_defaults=True)
-                    file.write(json.dumps(row, ensure_ascii=False).encode(), tried)
-                    tried += 1
-                    if _keep(found, row) and len(found) <= count:
-                        meter.advance(f"{100 * len(found) / tried:.0f} % fit")
+                batch = list(islice(sources, min(_BATCH, 2 * (count - len(found)), left)))
+                for question in writer.write(batch, first=done):
+                    log.write(json.dumps(None if question is None else _row(question)).encode(), done)
+                    done += 1
+                    _keep(found, question, count, meter, done)
+        questions = list(found.values())[:count]
+        write_atomic(path, "".join(json.dumps(_row(q), ensure_ascii=False) + "\n" for q in questions))
     finally:
-        file.close()
-    questions = list(found.values())[:count]
-    write_questions(out, questions)
+        log.close()
     return questions
 
 
-def _keep(found: dict[str, Question], row: Any) -> bool:
-    """Whether a row holds a question that was not there yet."""
-    if row is None:
-        return False
-    question = Question.model_validate(row)
-    return found.setdefault(normalise(question.question), question) is question
+def _keep(found: dict[str, Question], question: Question | None, count: int, meter: Meter, done: int) -> None:
+    new = question is not None and normalise(question.question) not in found
+    if question is not None and new:
+        found[normalise(question.question)] = question
+    note = f"{100 * len(found) / done:.0f} % of {done} fit"
+    if new and len(found) <= count:
+        meter.advance(note)
+    else:
+        meter.note(note)
+
+
+def _row(question: Question) -> dict[str, Any]:
+    return question.model_dump(exclude_defaults=True)
+
+
+def _rows(tried: Path, settings: dict[str, Any]) -> list[Question | None] | None:
+    """What was written before for each source; ``None`` if nothing was begun."""
+    lines = tried.read_bytes().splitlines()
+    if not lines:
+        return None
+    try:
+        head, *rows = map(json.loads, lines)
+        questions = [None if row is None else Question.model_validate(row) for row in rows]
+    except (ValueError, ValidationError):
+        raise RestillError(f"{tried} holds something else; move it away") from None
+    if head != settings:
+        other = [name for name in settings if not isinstance(head, dict) or head.get(name) != settings[name]]
+        raise RestillError(f"{tried} was written with other {', '.join(other)}; name another file for the questions")
+    return questions
+
+
+def _hash(passages: Sequence[Document]) -> str:
+    digest = hashlib.sha256()
+    for passage in passages:
+        digest.update(json.dumps([passage.id, passage.title, passage.text]).encode())
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from ..agents.model import ChatTokenizer
 from ..agents.question import Question
 from .feedback_adapter import train_adapter
 from .mixture import Example, Mixture
-from .question_writer import WRITER_FORMAT, Source, unfit, write_reply, writer_messages
+from .question_writer import WRITER_FORMAT, Source, read_written, write_reply, writer_messages
 from .trainer import TrainConfig
 
 if TYPE_CHECKING:
@@ -35,13 +35,17 @@ def train_writer(
 ) -> Path:
     """Train an adapter on questions, each with what it was made from; serve it with ``QuestionWriter(model=...)``.
 
+    Questions whose passages are too long for a row of the training are left out.
+
     Raises:
         RestillError: no labels, or ``out`` holds an adapter that was trained differently.
     """
+    train = train or WRITER_TRAIN
     mixture = writer_mixture(checkpoint.tokenizer, questions)
+    mixture = Mixture.of(example for example in mixture if len(example.tokens) <= train.row_length)
     facts = {"questions": len(mixture), "train_question_hashes": sorted({q.key for q, _ in questions})}
     return train_adapter(
-        checkpoint, mixture, out=out, format=WRITER_FORMAT, train=train or WRITER_TRAIN, manifest=facts,
+        checkpoint, mixture, out=out, format=WRITER_FORMAT, train=train, manifest=facts,
         progress=progress,
     )  # fmt: skip
 
@@ -49,18 +53,21 @@ def train_writer(
 def sources_of(questions: Iterable[Question], documents: Iterable[Document]) -> list[tuple[Question, Source]]:
     """Labelled questions with their gold documents (by id, else by title), for :func:`train_writer`.
 
-    Left out: questions without, and those of which the writer would not keep what it is taught.
+    Left out: questions of which a gold document is missing or shares its title with others, and those that the writer
+    would not be allowed to write.
     """
-    documents = list(documents)
-    by_id = {d.id: d for d in documents}
-    by_title: dict[str, Document] = {}
+    by_id: dict[str, Document] = {}
+    by_title: dict[str, list[Document]] = {}
     for document in documents:
-        by_title.setdefault(document.title, document)
+        by_id[document.id] = document
+        by_title.setdefault(document.title, []).append(document)
     found = list[tuple[Question, Source]]()
     for question in questions:
-        source = tuple(by_id[key] for key in question.gold if key in by_id)
-        source = source or tuple(by_title[title] for title in question.gold_titles if title in by_title)
-        if source and question.answers and not unfit(question.question, question.answers[0], source):
+        named = [by_title.get(title, []) for title in question.gold_titles]
+        gold = [[by_id[key]] if key in by_id else [] for key in question.gold] or named
+        source = tuple(documents[0] for documents in gold if len(documents) == 1)
+        whole = bool(source) and len(source) == len(gold)
+        if whole and question.answers and read_written(write_reply(question), source) is not None:
             found.append((question, source))
     return found
 

@@ -125,7 +125,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(RestillError, match="disk is full. The 1 trajectories written before are safe"):
+        with pytest.raises(RestillError, match="disk is full. The 1 entries written before are safe"):
             run.append(make("b"))
         monkeypatch.setattr(os, "write", real)
         assert [t.question_key for t in Run.open(tmp_path)] == ["a"]

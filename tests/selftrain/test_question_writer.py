@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ from langchain_core.runnables import RunnableLambda
 
 from restill import JaxChatModel, Question, read_questions
 from restill.models.errors import RestillError
+from restill.models.remote_errors import RemoteError
 from restill.models.testing import tiny_checkpoint, tiny_tokenizer
-from restill.retrieval.hops import DocumentGraph
 from restill.retrieval.types import Document
+from restill.selftrain.asking import Reply
 from restill.selftrain.question_job import draw_sources, questions_about
 from restill.selftrain.question_writer import (
     QuestionWriter,
@@ -35,27 +37,52 @@ ALONE = Document(id="a", title="Kelp", text="Kelp grows in cold water, as Ida Ro
 DOCUMENTS = [MAST, BOAT, ALONE]
 
 
-@pytest.mark.parametrize(
-    ("question", "answer", "why"),
-    [
-        ("When did Ada Mast sail?", "1851", ""),
-        ("Did Ada Mast sail from Porto?", "yes", ""),
-        ("Who sailed first, Ada Mast or Rui Lopes?", "Ada Mast", ""),
-        ("When did Ada Mast sail?", "1852", "the answer is not in the passages"),
-        ("When did Ada Mast sail?", "185", "the answer is not in the passages"),
-        ("When did Ada Mast sail?", "The", "the answer is not in the passages"),
-        ("When in 1851 did Ada Mast sail?", "1851", "the question holds its answer"),
-        ("When did she sail?", "1851", "the question names nothing of the passages"),
-        ("When did Ida Roe sail?", "1851", "the question names nothing of the passages"),
-    ],
-)
+KEPT = [
+    ("When did Ada Mast sail?", "1851"),
+    ("Did Ada Mast sail from Porto?", "yes"),
+    ("Was there no ship that Ada Mast sailed?", "no"),
+    ("Who sailed first, Ada Mast or Rui Lopes?", "Ada Mast"),
+    ("What did O'Brien sell?", "the “Brisa”"),
+    ("When did O'Brien sell it?", "1860"),
+    ("For how much did O'Brien sell it?", "3.5 %"),
+    ("Mast sailed what?", "brisa"),
+]
+DROPPED = [
+    ("When did Ada Mast sail?", "1852", "the answer is not in the passages"),
+    ("When did Ada Mast sail?", "185", "the answer is not in the passages"),
+    ("For how much did O'Brien sell it?", "5 %", "the answer is not in the passages"),
+    ("What did O'Brien sell?", "Porto in 1851. Brisa", "the answer is not in the passages"),
+    ("When in 1851 did Ada Mast sail?", "1851", "the question holds its answer"),
+    ("When did she sail?", "1851", "the question names nothing of the passages"),
+    ("When did Ida Roe sail?", "1851", "the question names nothing of the passages"),
+    ("When did Ada Mast sail?", "yes", "yes or no, and what is asked for, do not agree"),
+    ("Did Ada Mast sail from Porto?", "Porto", "yes or no, and what is asked for, do not agree"),
+]
+SALE = Document(id="s", title="Sale", text="O'Brien sold the “Brisa” (1851–1860)\nat 3.5 %.")
+
+
+@pytest.mark.parametrize(("question", "answer", "why"), [*[(q, a, "") for q, a in KEPT], *DROPPED])
 def test_a_question_is_kept_if_its_answer_was_read_and_is_not_given_away(question: str, answer: str, why: str) -> None:
-    assert unfit(question, answer, (MAST,)) == why
+    assert unfit(question, answer, (MAST, SALE)) == why
+
+
+def test_scripts_without_spaces_and_capitals_are_asked_about_too() -> None:
+    source = (Document(id="j", title="船", text="ブリサ号は1851年に建造された。"),)
+    assert unfit("ブリサ号はいつ建造された?", "1851年", source) == ""
+    assert unfit("ブリサ号はいつ建造された?", "1852年", source) == "the answer is not in the passages"
+
+
+def test_only_what_was_shown_counts() -> None:
+    long = Document(id="l", title="Long", text="word " * 197 + "Built in 1851 it was.")
+    assert unfit("When was the Long built?", "1851", (long,)) == "the answer is not in the passages"
+    assert "in 18" not in writer_messages((long,))[1]["content"]
 
 
 @pytest.mark.parametrize(
     "text", ["", "Answer: 1851", "Question: When did Ada Mast sail?\nAnswer: 1851",
-             "Answer: 1851\nQuestion: When did Ada Mast sail", "Answer: 1851\nQuestion: When did Ada Mast sail?\nx"]
+             "Answer: 1851\nQuestion: When did Ada Mast sail", "Answer: 1851\nQuestion: When did Ada Mast sail?\nx",
+             "Answer: 1851\nQuestion: When did Ada\x1b[2J Mast sail?", "Answer: 1851\nQuestion: Did Mast\ud83d sail?",
+             "Answer: 1851\nQuestion: When did Ada Mast sail" + "?" * 300]
 )  # fmt: skip
 def test_anything_but_the_two_lines_is_no_question(text: str) -> None:
     assert read_written(text, (MAST,)) is None
@@ -90,7 +117,7 @@ def test_a_local_model_is_held_to_the_two_lines(monkeypatch: pytest.MonkeyPatch)
         QuestionWriter(model=model).write([(MAST, BOAT)], first=1)
     finally:
         model.close()
-    assert all(re.match(r"Answer: [^\n]+(\nQuestion: [^\n]*)?\Z", text) for text in texts)
+    assert all(re.match(r"Answer: [^\n]{1,80}(\nQuestion: [^\n]*)?\Z", text) for text in texts)
     assert texts[2] == first[1], "a source's draw follows from its number"
 
 
@@ -116,9 +143,9 @@ LATER = Document(id="m", title="Ada Mast", text="She sold the Brisa in 1860.")
 
 @given(seed=st.integers(0, 50), paired=st.sampled_from([0.0, 0.5, 1.0]))
 def test_each_passage_is_drawn_once_before_any_again_and_pairs_with_what_it_names(seed: int, paired: float) -> None:
-    passages, graph = [MAST, LATER, BOAT, ALONE], DocumentGraph.build(DOCUMENTS)
-    drawn = list(itertools.islice(draw_sources(passages, graph=graph, paired=paired, seed=seed), 8))
-    assert drawn == list(itertools.islice(draw_sources(passages, graph=graph, paired=paired, seed=seed), 8))
+    passages = [MAST, LATER, BOAT, ALONE]
+    drawn = list(itertools.islice(draw_sources(passages, paired=paired, seed=seed), 8))
+    assert drawn == list(itertools.islice(draw_sources(passages, paired=paired, seed=seed), 8))
     for turn in (drawn[:4], drawn[4:]):
         assert sorted(source[0].text for source in turn) == sorted(p.text for p in passages)
     pairs = [source for source in drawn if len(source) == 2]
@@ -127,49 +154,96 @@ def test_each_passage_is_drawn_once_before_any_again_and_pairs_with_what_it_name
 
 
 class Author:
-    """Asks who or what a passage is about, until it has written so often."""
+    """Asks which of two has so many letters, until it has written so often; each of its calls is noted."""
 
-    def __init__(self, dies_after: int = 10**6) -> None:
-        self.left, self.written = dies_after, 0
+    def __init__(self, dies_after: int = 10**6, refuses: str = "") -> None:
+        self.dies_after, self.refuses, self.calls = dies_after, refuses, list[str]()
 
     def __call__(self, turns: Any) -> AIMessage:
-        self.left -= 1
-        if self.left < 0:
+        if len(self.calls) >= self.dies_after:
             raise KeyboardInterrupt
-        self.written += 1
+        self.calls.append(turns[1][1])
         title = turns[1][1].split("passage: ")[1].split(":")[0]
+        if title == self.refuses:
+            raise RemoteError("refused", refused=True)
         return AIMessage(f"Answer: {title}\nQuestion: Which name has {len(title)} letters, {title} or Porto?")
 
 
-def _written(author: Author, out: Path, count: int, documents: list[Document] = DOCUMENTS) -> list[Question]:
+def _written(author: Any, out: Path, count: int, documents: Sequence[Document] = DOCUMENTS) -> list[Question]:
     model = RunnableLambda(author).with_config(max_concurrency=1)
-    return questions_about(documents, QuestionWriter(model=model), out=out, count=count, batch=1)
+    return questions_about(documents, QuestionWriter(model=model), out=out, count=count)
 
 
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sources at a time."""
+    monkeypatch.setattr("restill.selftrain.question_job._BATCH", 2)
+
+
+@pytest.mark.usefixtures("small_batches")
 def test_a_killed_job_goes_on_and_writes_what_it_would_have_written(tmp_path: Path) -> None:
-    whole = _written(Author(), tmp_path / "whole.jsonl", 3)
+    many = [Document(id=str(n), title=f"Name {n}", text="It floats.") for n in range(9)]
+    whole = _written(Author(), tmp_path / "whole.jsonl", 9, many)
     with pytest.raises(KeyboardInterrupt):
-        _written(Author(dies_after=2), tmp_path / "q.jsonl", 3)
-    with (tmp_path / "q.jsonl.tried").open("ab") as file:
-        file.write(b'{"question": "tor')
+        _written(Author(dies_after=7), tmp_path / "q.jsonl", 9, many)
+    log = tmp_path / "q.jsonl.tried"
+    assert len(log.read_bytes().splitlines()) == 7  # settings and three batches of two; the seventh call is lost
+    log.write_bytes(
+        b"".join(log.read_bytes().splitlines(keepends=True)[:-1]) + b'{"question": "tor'
+    )  # killed in a batch
     author = Author()
-    assert _written(author, tmp_path / "q.jsonl", 3) == whole
-    assert author.written == 1, "nothing is written twice"
-    assert (tmp_path / "q.jsonl.tried").read_bytes() == (tmp_path / "whole.jsonl.tried").read_bytes()
+    assert _written(author, tmp_path / "q.jsonl", 9, many) == whole
+    assert len(author.calls) == 4, "what is on the disk is not written again"
+    assert log.read_bytes() in (tmp_path / "whole.jsonl.tried").read_bytes()  # which may have tried one more
     assert read_questions(tmp_path / "q.jsonl") == whole
-    assert _written(Author(dies_after=0), tmp_path / "q.jsonl", 2) == whole[:2]
+    assert _written(Author(dies_after=0), tmp_path / "q.jsonl", 2, many) == whole[:2]
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_the_draw_of_a_source_follows_from_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = list[int]()
+
+    def asked(model: Any, calls: Sequence[Any], **_: Any) -> list[Reply]:
+        seeds.extend(call.seed for call in calls)
+        return [Reply("")] * len(calls)
+
+    monkeypatch.setattr("restill.selftrain.question_writer.ask", asked)
+    with pytest.raises(RestillError, match="10 sources gave 0 fit questions of 1"):
+        _written(Author(), tmp_path / "q.jsonl", 1)
+    assert seeds == list(range(10))
+
+
+def test_a_passage_that_a_server_refuses_is_passed_over(tmp_path: Path) -> None:
+    assert len(_written(Author(refuses="Kelp"), tmp_path / "q.jsonl", 2)) == 2
+    with pytest.raises(RemoteError, match="refused"):
+        _written(Author(refuses="Kelp"), tmp_path / "r.jsonl", 1, [ALONE])  # a server that refuses all
 
 
 def test_questions_are_different_and_a_writer_that_has_no_more_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(RestillError, match="40 sources gave 3 fit questions of 4"):
         _written(Author(), tmp_path / "q.jsonl", 4)
-    rows = [json.loads(line) for line in (tmp_path / "q.jsonl.tried").read_text().splitlines()]
-    assert len(rows) == 41  # settings, then one a source
 
 
-def test_a_file_of_other_documents_is_refused(tmp_path: Path) -> None:
+def test_nothing_that_is_there_is_lost_and_other_settings_are_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("my own questions")
+    for taken in (mine, tmp_path):
+        with pytest.raises(RestillError, match="holds something else"):
+            _written(Author(), taken, 1)
+    assert mine.read_text() == "my own questions"
+    with pytest.raises(RestillError, match="no documents"):
+        _written(Author(), tmp_path / "q.jsonl", 1, [])
     _written(Author(), tmp_path / "q.jsonl", 1)
     with pytest.raises(RestillError, match="with other documents; name another file"):
         _written(Author(), tmp_path / "q.jsonl", 1, [MAST])
-    with pytest.raises(RestillError, match="no documents"):
-        _written(Author(), tmp_path / "r.jsonl", 1, [])
+    with pytest.raises(RestillError, match="with other paired, seed"):
+        questions_about(DOCUMENTS, QuestionWriter(model=RunnableLambda(Author())), out=tmp_path / "q.jsonl", count=1,
+                        paired=0.1, seed=1)  # fmt: skip
+    (tmp_path / "q.jsonl.tried").write_text("not JSON\n")
+    with pytest.raises(RestillError, match="move it away"):
+        _written(Author(), tmp_path / "q.jsonl", 1)
+
+
+def test_an_adapter_for_something_else_is_refused() -> None:
+    with pytest.raises(RestillError, match="'starter' writes no questions"):
+        QuestionWriter(model=SimpleNamespace(adapter=SimpleNamespace(name="starter", manifest={"format": "judge-1"})))
