@@ -108,7 +108,7 @@ def test_no_passage_can_pose_as_another_or_as_the_rules(title: str, text: str) -
 
 
 def test_a_local_model_is_held_to_the_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = JaxChatModel.from_checkpoint(tiny_checkpoint(), max_context=1024, slots=4)
+    model = JaxChatModel.from_checkpoint(tiny_checkpoint(layers=1), max_context=512, slots=2, deterministic=True)
     texts = list[str]()
     monkeypatch.setattr("restill.selftrain.question_writer.read_written", lambda text, source: texts.append(text))
     try:
