@@ -17,7 +17,6 @@ from ..agents.question import Question
 from ..models.engine.request import Completion, Request
 from ..models.errors import RestillError
 from .guide import expert as world_script
-from .quotes import quoting_thought
 
 Turn = tuple[str, str, dict[str, Any]]
 """Thought, action, arguments."""
@@ -26,8 +25,6 @@ Script = Callable[[Question, Mapping[str, int]], list[Turn]]
 that was not taken yet is the next; the last ends the run."""
 
 _QUESTION = re.compile(r"Question: ([^\n]*)")
-_OBSERVED = re.compile(r"Observation:([^\n]*?)(?=<\|im_end\|>|\n|\Z)")
-_NUMBER = re.compile(r" \[\d+\] ")
 _TOLD_APART = re.compile(r"\s*\([^)]*\)$")
 
 
@@ -38,28 +35,19 @@ class ExpertModel:
         tokenizer: of the model that will be trained on the trajectories.
         questions: those it may be asked.
         script: what to write; by default the World's plan where there is one, else the gold titles.
-        quotes: whether the last thought quotes what was read (:mod:`.quotes`).
     """
 
     name = "expert"
     adapter = None
     max_context = 1_000_000
 
-    def __init__(
-        self,
-        tokenizer: ChatTokenizer,
-        questions: Iterable[Question],
-        script: Script | None = None,
-        *,
-        quotes: bool = False,
-    ) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, questions: Iterable[Question], script: Script | None = None) -> None:
         self.tokenizer = tokenizer
-        self._script, self._quotes = script or gold_script, quotes
+        self._script = script or gold_script
         self._questions = {" ".join(q.question.split()): q for q in questions}
         keys = sorted(q.key for q in self._questions.values())
         if script is not None:
             keys += [repr(script(q, {})) for q in self._questions.values()]
-        keys += ["quotes"] * quotes
         self.fingerprint = hashlib.sha256("/".join(keys).encode()).hexdigest()
 
     async def agenerate_tokens(self, request: Request) -> Completion:
@@ -74,11 +62,7 @@ class ExpertModel:
         if question is None:
             raise RestillError(f"the expert was not given the question {asked!r}")
         so_far = text[text.rindex("Question: ") :]
-        script = self._script(question, _handles(question, so_far))
-        if self._quotes and (passages := _passages(question, so_far)):
-            names = [told_apart(title) for title in gold_titles(question)]
-            script = [*script[:-1], (quoting_thought(question, names, passages), *script[-1][1:])]
-        turns = [write_turn(*turn) for turn in script]
+        turns = [write_turn(*turn) for turn in self._script(question, _handles(question, so_far))]
         turn = next((turn for turn in turns if turn not in so_far), turns[-1])
         tokens = (*self.tokenizer.encode(turn), self.tokenizer.eos_ids[0])
         zeros = (0.0,) * len(tokens)
@@ -157,16 +141,6 @@ def _finish(question: Question, titles: list[str], handles: Mapping[str, int]) -
 
 def _handles(question: Question, shown: str) -> dict[str, int]:
     """Number under which an observation first showed each gold title: not ``Ed Wood`` by ``[1] Ed Wood (film): ``."""
-    found = {t: re.search(rf"\[(\d+)\] {_opening(t)}", shown) for t in gold_titles(question)}
+    end = r"(?! \([^)]*\):)(?=[:,;.(]|'s| [a-z0-9(])"
+    found = {t: re.search(rf"\[(\d+)\] {re.escape(t)}{end}", shown) for t in gold_titles(question)}
     return {t: int(m[1]) for t, m in found.items() if m}
-
-
-def _opening(title: str) -> str:
-    return re.escape(title) + r"(?! \([^)]*\):)(?=[:,;.(]|'s| [a-z0-9(])"
-
-
-def _passages(question: Question, shown: str) -> list[tuple[str, str]]:
-    """(name, text) of all passages that observations showed of the gold titles."""
-    texts = [text.strip() for line in _OBSERVED.findall(shown) for text in _NUMBER.split(line)[1:]]
-    titles = gold_titles(question)
-    return [(told_apart(title), text) for title in titles for text in texts if re.match(_opening(title), text)]

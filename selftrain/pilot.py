@@ -39,7 +39,6 @@ class Pilot:
             trajectory is kept, right or wrong, else only right ones that have read the answer.
         temperature: of a hinted model.
         script: what the expert writes, for an agent without its own; ``None``: :func:`.expert.gold_script`.
-        quotes: whether the expert of a ReAct agent quotes what it read before it answers (:mod:`.quotes`).
         most: the most trajectories to train on.
         train: how to train it; ``None``: as the method does.
     """
@@ -52,15 +51,14 @@ class Pilot:
     most: int = 500
     train: TrainConfig | None = None
     script: Script | None = field(default=None, metadata={NEWER: None})
-    quotes: bool = field(default=False, metadata={NEWER: False})
 
     def __post_init__(self) -> None:
         if isinstance(self.guide, str) and self.guide != "expert":
             raise RestillError(f"guide={self.guide!r} is unknown; use 'expert' or a function from question to hint")
         if self.questions < 1 or self.samples < 1 or self.most < 1:
             raise RestillError("a pilot needs at least one question, one sample and one trajectory")
-        if (self.script is not None or self.quotes) and self.guide != "expert":
-            raise RestillError("script= and quotes= are of the expert, and guide= is a hint; give one of them")
+        if self.script is not None and self.guide != "expert":
+            raise RestillError("script= is what the expert writes, and guide= is a hint; give one of them")
         if not 0 <= self.noise < 1:
             raise RestillError(f"noise={self.noise}: give a share from 0 to below 1")
 
@@ -88,12 +86,12 @@ class Pilot:
 
     def _expert(self, agent: Agent, questions: Sequence[Question]) -> Any:
         if isinstance(agent, SearchAgent):
-            if self.script is not None or self.quotes:
-                raise RestillError("script= and quotes= are for a ReActAgent; a search agent has its own expert")
+            if self.script is not None:
+                raise RestillError("script= writes the turns of a ReActAgent; a search agent has its own expert")
             return SearchExpertModel(agent.model.tokenizer, questions, format=agent.format, noise=self.noise)
         if self.noise:
             raise RestillError(f"noise={self.noise}: only the search agent's expert makes mistakes; give 0")
-        return ExpertModel(agent.model.tokenizer, questions, self.script, quotes=self.quotes)
+        return ExpertModel(agent.model.tokenizer, questions, self.script)
 
     def keep(self, trajectories: Sequence[Trajectory], questions: Sequence[Question]) -> list[Kept]:
         """What the pilot is trained on."""
