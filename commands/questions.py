@@ -37,7 +37,7 @@ def questions(
     ] = None,
     precision: PrecisionOption = "auto",
     deterministic: DeterministicOption = False,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of a local model; 1 for variety.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of a local model.")] = 0.5,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
