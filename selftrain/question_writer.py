@@ -51,7 +51,7 @@ class QuestionWriter:
     Attributes:
         model: a ``JaxChatModel`` (held to the two lines by a grammar), best with an adapter of :func:`.train_writer`,
             or any LangChain chat model.
-        temperature: of a local model; at 1 a small one drops half of what it writes, and much of the rest makes no sense.
+        temperature: of a local model; at 1 half of what a small one writes is unfit, and much else makes no sense.
         seed: of a local model's draws.
 
     Raises:
