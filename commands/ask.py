@@ -11,6 +11,7 @@ import typer
 from ..models.errors import RestillError
 from .common import (
     DEFAULT_MODEL,
+    STARTER,
     AdapterOption,
     AgentOption,
     DocsOption,
@@ -28,10 +29,10 @@ from .common import (
     SeedOption,
     StepsOption,
     TemperatureOption,
+    chosen_adapter,
     make_agent,
     open_retriever,
     opened_model,
-    starter_for,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def ask(
     """
     if not question.strip():
         raise RestillError("the question is empty; write what to find out")
-    chosen = {"auto": starter_for(model) if agent == "react" else None, "none": None}.get(adapter or "none", adapter)
+    chosen = chosen_adapter(adapter, model, STARTER if agent == "react" else None)
     retriever = open_retriever(index, docs, k, mode, progress=not json)
     with opened_model(model, chosen, precision, slots=1) as chat:
         asked = make_agent(

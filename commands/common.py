@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..retrieval.retriever import Retriever
 
 DEFAULT_MODEL = "smollm2-135m"
-STARTER = "starter"
+STARTER, WRITER = "starter", "writer"
 
 _M, _A, _R = "Model", "Agent", "Run"
 
@@ -157,17 +157,24 @@ def fetch(names: list[str]) -> dict[str, Path]:
     return found
 
 
-def starter_for(model: str) -> str | None:
-    """The adapter that ``restill ask`` takes unless told otherwise: ``starter`` on its own base model."""
-    if model != DEFAULT_MODEL:
+def chosen_adapter(given: str | None, model: str, shipped: str | None) -> str | None:
+    """The adapter that ``--adapter`` names; for auto the one that ships with restill, on its base model if it is there.
+
+    Args:
+        given: the option; none and nothing mean none.
+        shipped: its name.
+    """
+    if given != "auto":
+        return None if given in ("none", "") else given
+    if model != DEFAULT_MODEL or shipped is None:
         return None
     from ..models.lora import find_adapter
 
     try:
-        find_adapter(STARTER)
+        find_adapter(shipped)
     except RestillError:
         return None
-    return STARTER
+    return shipped
 
 
 def open_retriever(

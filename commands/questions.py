@@ -10,12 +10,14 @@ import typer
 from ..models.errors import RestillError
 from .common import (
     DEFAULT_MODEL,
+    WRITER,
     DeterministicOption,
     IndexOption,
     JsonOption,
     ModelOption,
     PrecisionOption,
     SeedOption,
+    chosen_adapter,
     open_retriever,
     opened_model,
     print_json,
@@ -33,8 +35,11 @@ def questions(
     index: IndexOption = None,
     model: ModelOption = DEFAULT_MODEL,
     adapter: Annotated[
-        str | None, typer.Option(help="LoRA that writes questions (selftrain/writer_adapter.py): a name or a folder.")
-    ] = None,
+        str | None,
+        typer.Option(
+            help="LoRA that writes questions: a name, a folder, none; auto: the one that ships, on its base model."
+        ),
+    ] = "auto",
     precision: PrecisionOption = "auto",
     deterministic: DeterministicOption = False,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of a local model.")] = 0.5,
@@ -44,10 +49,11 @@ def questions(
     """Write questions with answers about a document collection, for `restill improve`.
 
     The answer stands in one document, or two of which one names the other. Whether an agent finds it again is for
-    improve's ranker "gold" to see, which keeps what comes to the same answer. A small model needs an adapter for this;
-    any larger one behind an OpenAI-compatible endpoint (--model http://host/v1#name) does without.
+    improve's ranker "gold" to see, which keeps what comes to the same answer. A small model needs an adapter for this,
+    and writes much that makes no sense; a large one behind an OpenAI-compatible endpoint (--model http://host/v1#name)
+    does without.
     """
-    from ..console import stderr, stdout
+    from ..console import stdout
     from ..retrieval.types import Document
     from ..selftrain.question_job import questions_about
     from ..selftrain.question_writer import QuestionWriter
@@ -56,10 +62,9 @@ def questions(
     passages = [Document(id=chunk.doc_id, title=chunk.title, text=chunk.text) for chunk in snapshot.chunks]
     if not passages:
         raise RestillError("the index holds no documents to write questions about; add some with `restill index`")
-    with opened_model(model, adapter, precision, slots=16, deterministic=deterministic) as chat:
+    chosen = chosen_adapter(adapter, model, WRITER)
+    with opened_model(model, chosen, precision, slots=16, deterministic=deterministic) as chat:
         writer = QuestionWriter(model=chat, temperature=temperature, seed=seed)
-        if not model.startswith("http") and adapter is None:
-            stderr().print("warning: a small model hardly writes questions without an adapter", style="yellow")
         made = questions_about(passages, writer, out=out, count=count, paired=pairs, seed=seed, progress=not json)
     if json:
         print_json({"questions": str(out), "count": len(made)})

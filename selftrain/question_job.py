@@ -84,7 +84,7 @@ def questions_about(
             by another model or otherwise; or the writer's questions are hardly ever fit.
     """
     path, sources = Path(out), draw_sources(passages, paired=paired, seed=seed)
-    tried = path.with_name(f"{path.name or 'questions.jsonl'}.tried")
+    tried = path.parent / f"{path.name}.tried"
     if path.is_dir() or (path.exists() and not tried.exists()):
         raise RestillError(f"{path} is there and holds something else; name another file for the questions")
     settings = {
@@ -106,8 +106,8 @@ def questions_about(
             while len(found) < count:
                 if (left := MOST_TRIES * count - done) <= 0:
                     raise RestillError(
-                        f"{done} sources gave {len(found)} fit questions of {count}; train a writer (train_writer), "
-                        "use a larger model, or ask for fewer"
+                        f"{done} sources gave {len(found)} fit questions of {count}; use a larger model or an "
+                        "adapter that writes questions (train_writer), or ask for fewer"
                     )
                 batch = list(islice(sources, min(_BATCH, 2 * (count - len(found)), left)))
                 for question in writer.write(batch, first=done):

@@ -227,7 +227,7 @@ def test_questions_are_different_and_a_writer_that_has_no_more_is_given_up(tmp_p
 def test_nothing_that_is_there_is_lost_and_other_settings_are_refused(tmp_path: Path) -> None:
     mine = tmp_path / "mine.jsonl"
     mine.write_text("my own questions")
-    for taken in (mine, tmp_path):
+    for taken in (mine, tmp_path, Path()):
         with pytest.raises(RestillError, match="holds something else"):
             _written(Author(), taken, 1)
     assert mine.read_text() == "my own questions"
