@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..models.errors import RestillError
+from .shards import write_atomically
 
 _KNOWN = frozenset({"id", "question", "answers", "gold", "gold_titles", "metadata"})
 
@@ -68,6 +69,11 @@ class Question(BaseModel):
         """The question's name in every run: 16 hex digits of a SHA-256 over text and id."""
         return hashlib.sha256(f"{self.question}\x1f{self.id}".encode("utf-8", "replace")).hexdigest()[:16]
 
+    def to_json(self) -> str:
+        """One line of JSON, empty fields left out; half a surrogate pair, which UTF-8 cannot hold, stays escaped."""
+        row = self.model_dump(exclude_defaults=True)
+        return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+
     def without_labels(self) -> Question:
         """The same question with nothing but id and text, for self-training that claims to need no labels."""
         return Question(id=self.id, question=self.question)
@@ -117,11 +123,12 @@ def read_questions(path: str | os.PathLike[str], limit: int | None = None) -> li
 
 
 def write_questions(path: str | os.PathLike[str], questions: Iterable[Question]) -> None:
-    """Write questions as JSONL, one object a line, empty fields left out."""
-    with Path(path).open("w", encoding="utf-8") as out:
-        for question in questions:
-            row = {k: v for k, v in question.model_dump().items() if v not in ([], {})}
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Write questions as JSONL, one object a line, empty fields left out; the file is there whole or not at all.
+
+    Raises:
+        RestillError: it cannot be written.
+    """
+    write_atomically(Path(path), "".join(f"{question.to_json()}\n" for question in questions))
 
 
 def _as_list(value: Any) -> list[Any]:

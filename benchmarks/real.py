@@ -49,12 +49,12 @@ def main(
     generations: Annotated[int, typer.Option(help="After the pilot.")] = 2,
     samples: Annotated[int, typer.Option(help="Trajectories a question in a generation.")] = 1,
     install: Annotated[Path | None, typer.Option(help="Copy the adapter here.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few questions; the numbers mean nothing.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few questions, none written; no measure.")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the measures here, flat.")] = None,
 ) -> None:
     """Train, measure, and tell where the remaining questions are lost."""
     if quick:
-        most, shown, written, generations, out = 6, 12, 3, 1, out.with_name(out.name + "-quick")
+        most, shown, written, generations, out = 6, 12, 0, 1, out.with_name(out.name + "-quick")
     enable_compile_cache()
     parts = _parts(data)
     asked = read_part(data / "hotpotqa/dev200.jsonl", data / "hotpotqa/corpus.jsonl").questions[: 6 if quick else None]

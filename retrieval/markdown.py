@@ -14,7 +14,6 @@ _ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*))?\Z")
 _CLOSING = re.compile(r"(?:\A|[ \t])#+[ \t]*\Z")
 _COMMENT = re.compile(r" {0,3}<!--")
 _UNDERLINE = re.compile(r" {0,3}(=|-)\1*[ \t]*\Z")
-_MARKER = re.compile(r" {0,3}(?:[-+*]|\d{1,9}[.)])")
 # Lists, quotes, rules, HTML, indented code: their lines, and lines that go on with them, are no headings.
 _OTHER_BLOCK = re.compile(
     r" {0,3}(?:([-_*])[ \t]*(?:\1[ \t]*){2,}\Z|(?P<list>(?:[-+*]|\d{1,9}[.)])(?:[ \t]|\Z))|>|<[a-zA-Z!?/])| {4}|\t"
@@ -76,20 +75,23 @@ def headings(text: str) -> Iterator[Heading]:
         elif (other := _OTHER_BLOCK.match(content)) and _starts(content, other, paragraph is not None):
             paragraph = None
             if other["list"]:
-                column, fence, elsewhere = _item(content.expandtabs(4))
+                column, fence, elsewhere = _item(
+                    content.expandtabs(4), other.start("list") + len(other["list"].rstrip())
+                )
             elif other[0].strip():
                 column, elsewhere = 0, "" if other[1] else "quote" if other[0][-1] == ">" else "html"
         elif paragraph is None and not elsewhere:
             paragraph = start
 
 
-def _item(content: str) -> tuple[int, str, str]:
-    """The column of a list item's content, then as ``_within``, after its first line: "empty" if nothing is on it."""
-    marker = _MARKER.match(content)
-    assert marker
-    rest = content[marker.end() :]
+def _item(content: str, marked: int) -> tuple[int, str, str]:
+    """The column of a list item's content, then as ``_within``, after its first line: "empty" if nothing is on it.
+
+    ``marked`` is where its marker ends.
+    """
+    rest = content[marked:]
     spaces = len(rest) - len(rest.lstrip())
-    column = marker.end() + (spaces if 1 <= spaces <= 4 and rest.strip() else 1)
+    column = marked + (spaces if 1 <= spaces <= 4 and rest.strip() else 1)
     return column, *(_within(content[column:], "", "") if rest.strip() else ("", "empty"))
 
 

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ..agents.model import identity, nameless
-from ..agents.question import Question
+from ..agents.question import Question, write_questions
 from ..agents.scores import normalise
 from ..agents.shards import ShardWriter
 from ..models.errors import RestillError
 from ..retrieval.titles import TitleFinder
-from .files import write_atomic
 from .progress import Meter
 from .question_writer import WRITER_FORMAT, QuestionWriter, Source
 
@@ -111,29 +110,23 @@ def questions_about(
                     )
                 batch = list(islice(sources, min(_BATCH, 2 * (count - len(found)), left)))
                 for question in writer.write(batch, first=done):
-                    log.write(json.dumps(None if question is None else _row(question)).encode(), done)
+                    log.write((b"null" if question is None else question.to_json().encode()), done)
                     done += 1
                     _keep(found, question, count, meter, done)
         questions = list(found.values())[:count]
-        write_atomic(path, "".join(json.dumps(_row(q), ensure_ascii=False) + "\n" for q in questions))
+        write_questions(path, questions)
     finally:
         log.close()
     return questions
 
 
 def _keep(found: dict[str, Question], question: Question | None, count: int, meter: Meter, done: int) -> None:
-    new = question is not None and normalise(question.question) not in found
-    if question is not None and new:
-        found[normalise(question.question)] = question
+    new = question is not None and found.setdefault(normalise(question.question), question) is question
     note = f"{100 * len(found) / done:.0f} % of {done} fit"
     if new and len(found) <= count:
         meter.advance(note)
     else:
         meter.note(note)
-
-
-def _row(question: Question) -> dict[str, Any]:
-    return question.model_dump(exclude_defaults=True)
 
 
 def _rows(tried: Path, settings: dict[str, Any]) -> list[Question | None] | None:

@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from restill import RemoteChatModel, RestillError
 from restill.models import remote, remote_errors
+from restill.selftrain.asking import Asked, ask
 
 ANSWER = {
     "model": "m",
@@ -304,3 +305,26 @@ async def test_a_real_server_is_asked_retried_and_seen_to_break():
 def test_unreadable_retry_after_falls_back_to_backoff(waits):
     model(answering(httpx.Response(429, headers={"Retry-After": "soon"}), ANSWER)).invoke("Hi")
     assert waits and waits[0] <= remote_errors._FIRST_WAIT
+
+
+@pytest.mark.parametrize(("status", "refused"), [(400, True), (413, True), (422, True), (401, False), (404, False)])
+def test_what_a_server_refuses_is_told_from_what_fails_for_all(status, refused):
+    with pytest.raises(RestillError) as caught:
+        model(answering(httpx.Response(status, json={"error": "against the rules"}))).invoke("?")
+    assert caught.value.refused is refused
+
+
+def test_one_refused_call_does_not_end_the_others_but_a_failed_one_does():
+    def handle(request):
+        bad = b"Bad" in request.content
+        return httpx.Response(status if bad else 200, json={"error": "no"} if bad else ANSWER)
+
+    calls = [Asked(messages=[{"role": "user", "content": text}]) for text in ("Good?", "Bad?")]
+    status = 400
+    first, second = ask(model(handle), calls, temperature=0.0, max_tokens=9)
+    assert first.text and second.text == ""
+    with pytest.raises(RestillError, match="400"):
+        ask(model(handle), calls[1:], temperature=0.0, max_tokens=9)
+    status = 401
+    with pytest.raises(RestillError, match="401"):
+        ask(model(handle), calls, temperature=0.0, max_tokens=9)
