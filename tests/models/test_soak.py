@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from restill.models.checkpoint.load import Checkpoint
 from restill.models.config import DecoderConfig
+from restill.models.decoder import init_params
 from restill.models.engine.engine import Engine
 from restill.models.engine.job import Job
 from restill.models.engine.request import Completion, Request
@@ -40,10 +41,10 @@ def with_adapters(engine: Engine) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def engine(
-    tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer
-) -> Iterator[Engine]:
-    engine = with_adapters(Engine(tiny_config, tiny_params, tiny_tokenizer, slots=4, max_context=700))
+def engine(tiny_config: DecoderConfig, tiny_tokenizer: Tokenizer) -> Iterator[Engine]:
+    config = replace(tiny_config, num_layers=1)  # no more to compile than need be
+    params = init_params(config, jax.random.key(0), scale=0.3)
+    engine = with_adapters(Engine(config, params, tiny_tokenizer, slots=4, max_context=700))
     yield engine
     engine.close()
 
