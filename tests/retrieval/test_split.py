@@ -115,7 +115,8 @@ LINES = st.sampled_from(
     ["# One", "## Two ##", "### Three", "####### seven", "#", "#no", "Some text stands here.", "More words. And more.",
      "===", "---", "- item", "> quote", "```", "~~~ python", "", "", "", "    code", "* * *", "1. first", "<!-- x -->",
      "  para", "  # H", "   more", "      deep", "  <!-- x -->", "-", "- # In", "  ===", "10. ten", "    ## Far",
-     "\ttab", "-\ttabbed"]
+     "\ttab", "-\ttabbed", "<pre>", "</pre> x", "<div>", "<DIV a", "<b>bold</b> text", "<b>", "</b>", "<a href='x'>",
+     "<https://x.org>", "<script x>", "<?php", "?>", "<!DOCTYPE x", "<![CDATA[", "]]>", "<!--", "-->", "- <pre>"]
 )  # fmt: skip
 MARKDOWN = st.lists(LINES, max_size=60).map("\n".join)
 
@@ -268,7 +269,8 @@ def test_a_sentence_span_holds_the_span(text: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["# a\n" * 50_000, "<!--" * 100_000, "# " + " #" * 200_000, "a\n" * 200_000, "```\n#\n" * 50_000],
+    "text", ["# a\n" * 50_000, "<!--" * 100_000, "# " + " #" * 200_000, "a\n" * 200_000, "```\n#\n" * 50_000,
+     "<a b=c" + " d=e" * 100_000, "<pre>\n" * 50_000],
     ids=lambda text: repr(text[:5]),
 )  # fmt: skip
 def test_odd_markdown_takes_no_more_than_linear_time(encoder, text: str) -> None:
