@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..agents.model import ChatTokenizer
 from ..agents.question import Question
+from ..models.errors import RestillError
 from .feedback_adapter import train_adapter
 from .mixture import Example, Mixture
 from .question_writer import WRITER_FORMAT, Source, read_written, write_reply, writer_messages
@@ -35,17 +36,21 @@ def train_writer(
 ) -> Path:
     """Train an adapter on questions, each with what it was made from; serve it with ``QuestionWriter(model=...)``.
 
-    Questions whose passages are too long for a row of the training are left out.
+    Questions whose passages are too long for a row of the training are left out; ``manifest.json`` says how many.
 
     Raises:
-        RestillError: no labels, or ``out`` holds an adapter that was trained differently.
+        RestillError: no labels, all are too long, or ``out`` holds an adapter that was trained differently.
     """
     train = train or WRITER_TRAIN
     mixture = writer_mixture(checkpoint.tokenizer, questions)
-    mixture = Mixture.of(example for example in mixture if len(example.tokens) <= train.row_length)
-    facts = {"questions": len(mixture), "train_question_hashes": sorted({q.key for q, _ in questions})}
+    fit = Mixture.of(example for example in mixture if len(example.tokens) <= train.row_length)
+    if mixture and not fit:
+        raise RestillError(f"all {len(mixture)} questions are longer than a row; give row_length more than "
+                           f"{train.row_length}, or shorter documents")  # fmt: skip
+    hashes = sorted({q.key for q, _ in questions})
+    facts = {"questions": len(fit), "too_long": len(mixture) - len(fit), "train_question_hashes": hashes}
     return train_adapter(
-        checkpoint, mixture, out=out, format=WRITER_FORMAT, train=train, manifest=facts,
+        checkpoint, fit, out=out, format=WRITER_FORMAT, train=train, manifest=facts,
         progress=progress,
     )  # fmt: skip
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +31,7 @@ from restill.selftrain.question_writer import (
     write_reply,
     writer_messages,
 )
-from restill.selftrain.writer_adapter import WRITER_TRAIN, sources_of, writer_mixture
+from restill.selftrain.writer_adapter import WRITER_TRAIN, sources_of, train_writer, writer_mixture
 
 MAST = Document(id="m", title="Ada Mast", text="Ada Mast sailed the Brisa from Porto in 1851.")
 BOAT = Document(id="b", title="Brisa", text="The Brisa is a schooner built by Rui Lopes.")
@@ -137,6 +139,22 @@ def test_only_the_two_lines_are_learnt_and_only_what_would_be_kept() -> None:
         learnt = [t for t, w in zip(example.tokens, example.weights, strict=True) if w]
         assert tokenizer.decode(learnt, skip_special=True) == write_reply(question)
         assert len(example.tokens) <= WRITER_TRAIN.row_length
+
+
+def test_a_trained_writer_is_known_and_says_what_it_did_not_learn(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(layers=1)
+    short = Question(id="q", question="When did Ada Mast sail?", answers=["1851"])
+    pairs = [(short, (MAST,)), (short.model_copy(update={"id": "r"}), (MAST, BOAT))]
+    lengths = [len(example.tokens) for example in writer_mixture(checkpoint.tokenizer, pairs)]
+    train = replace(WRITER_TRAIN, epochs=1, row_length=lengths[0], frozen_layers=0)
+    adapter = train_writer(checkpoint, pairs, out=tmp_path / "writer", train=train)
+    manifest = json.loads((adapter / "manifest.json").read_text())
+    assert (manifest["questions"], manifest["too_long"]) == (1, 1)
+    model = JaxChatModel.from_checkpoint(checkpoint, adapter=str(adapter), slots=1)
+    QuestionWriter(model=model)
+    model.close()
+    with pytest.raises(RestillError, match="row_length more than 9"):
+        train_writer(checkpoint, pairs, out=tmp_path / "none", train=replace(train, row_length=9))
 
 
 LATER = Document(id="m", title="Ada Mast", text="She sold the Brisa in 1860.")
