@@ -145,7 +145,8 @@ class SearchEpisode(Episode[SearchPlan]):
             self._plan.format.parse(kind, sample.text, self._state)
         except RestillError as error:
             return cut_off(str(error), sample)
-        return None
+        # What reads well may still lack its end: half an answer, one link of two.
+        return cut_off("", sample) or None
 
     def _unreadable(self, step: Step, short_of: str | None) -> None:
         """End the run; a turn that was cut because a budget left less than a whole one is the budget's doing."""

@@ -29,6 +29,8 @@ def read(plan: SearchPlan, trajectory: Trajectory) -> list[list[Action | None]]:
     """What each sample of each step would have done there; see :meth:`SearchAgent.read`."""
 
     def action(step: Step, state: SearchState, sample: Sample) -> Action | None:
+        if sample.error is not None:
+            return None
         try:
             return to_record(plan.format.parse(step.kind, sample.text, state), plan.tool, plan.argument)
         except RestillError:

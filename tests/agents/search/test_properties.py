@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from restill.agents.budget import Budget
 from restill.agents.search.agent import SearchAgent
+from restill.agents.search.replay import walk
 from restill.agents.testing import ByteTokenizer, make_hit
 from restill.agents.trajectory import Trajectory
 
 from .policies import random_policy
 
 _ANSWERED = re.compile(r"(DS)*DA(RG)?")
-_ENDED_EARLY = re.compile(r"(DS)*(D?S?|D|DA)F?|(DS)*DAR?G?")
+_ENDED_EARLY = re.compile(r"(DS)*(D|DA)?F?|(DS)*DAR?G?")
 _tokenizer = ByteTokenizer()
 _seen: Counter[str] = Counter()
 
@@ -91,6 +92,7 @@ def _check_machine(trajectory: Trajectory, options: dict[str, Any]) -> None:
         else:
             assert step.action is None and step.observation is not None and step.observation.status == "invalid"
             assert len(step.samples) == (drawn if step.forced or not options["temperature"] else 2 * drawn)
+        assert all(step.samples[n].finish_reason == "stop" for n in readable), "the end of it is missing"
         assert len({sample.seed for sample in step.samples}) == len(step.samples)
         assert all(len(sample.tokens) == len(sample.logprobs) for sample in step.samples)
     assert trajectory.usage.generated == sum(len(sample.tokens) for step in steps for sample in step.samples)
@@ -121,6 +123,11 @@ def _check_prompts(trajectory: Trajectory, agent: SearchAgent, asked: list[list[
     assert list(agent.replay(trajectory)) == stored
     seen = list(agent.replay(trajectory, few_shot=trajectory.few_shot))
     assert asked == [prompt for prompt, s in zip(seen, trajectory.steps, strict=True) for _ in s.samples]
+    for prompt, step, (_, state) in zip(stored, trajectory.steps, walk(agent.plan, trajectory), strict=True):
+        if not step.forced:  # an unreadable turn may stand before that one
+            kind, told = agent.plan.format.read(_tokenizer.decode(prompt, skip_special=True))
+            done = [[type(action) for action in each.past] for each in (told, state)]
+            assert (kind, told.question, done[0]) == (step.kind, state.question, done[1])
     if agent.format == "compact":
         assert trajectory.append_only
         whole = sum(len(step.sample.tokens) for step in trajectory.steps)
