@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .tools import Tool
 
 Message = dict[str, str]
+_QUESTION_LINE = re.compile("^Question: ", re.M)
 
 _INSTRUCTIONS = (
     "Answer the question. Each turn, write one Thought line and one Action line. Look facts up; do not guess. Actions:"
@@ -57,6 +59,12 @@ def question_text(question: str, hint: str | None = None) -> str:
     """The user turn that asks; ``hint`` is for the guided pilot only."""
     text = f"Question: {' '.join(question.split())}"
     return f"{text}\nHint: {' '.join(hint.split())}" if hint else text
+
+
+def last_question(prompt: str) -> int:
+    """Where the last ``Question: `` line of a decoded prompt starts, or -1; within a line the words mean nothing."""
+    starts = [match.start() for match in _QUESTION_LINE.finditer(prompt)]
+    return starts[-1] if starts else prompt.rfind("Question: ")  # a chat template may put turns into one line
 
 
 def few_shot_messages(tools: Sequence[Tool], count: int) -> list[Message]:

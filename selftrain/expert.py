@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..agents.model import ChatTokenizer
+from ..agents.prompt import last_question
 from ..agents.protocol import write_turn
 from ..agents.question import Question
 from ..models.engine.request import Completion, Request
@@ -24,7 +25,6 @@ Script = Callable[[Question, Mapping[str, int]], list[Turn]]
 """The turns over one question, given the handles under which observations have shown its gold titles. The first one
 that was not taken yet is the next; the last ends the run."""
 
-_QUESTION = re.compile(r"Question: ([^\n]*)")
 _TOLD_APART = re.compile(r"\s*\([^)]*\)$")
 
 
@@ -57,11 +57,11 @@ class ExpertModel:
             RestillError: the question is not one of those given.
         """
         text = self.tokenizer.decode(request.prompt)
-        asked = _QUESTION.findall(text)[-1].removesuffix("<|im_end|>").strip()
+        so_far = text[last_question(text) :]
+        asked = so_far.removeprefix("Question: ").partition("\n")[0].removesuffix("<|im_end|>").strip()
         question = self._questions.get(asked)
         if question is None:
             raise RestillError(f"the expert was not given the question {asked!r}")
-        so_far = text[text.rindex("Question: ") :]
         turns = [write_turn(*turn) for turn in self._script(question, _handles(question, so_far))]
         turn = next((turn for turn in turns if turn not in so_far), turns[-1])
         tokens = (*self.tokenizer.encode(turn), self.tokenizer.eos_ids[0])

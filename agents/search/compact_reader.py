@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ...models.errors import RestillError
+from ..prompt import last_question
 from ..trajectory import StepKind
 from .state import Answer, CheckAnswer, ResultItem, ReviseAnswer, Search, SearchState, Terminate
 
@@ -23,7 +24,7 @@ def read_chat(text: str) -> tuple[StepKind, SearchState]:
     Raises:
         RestillError: it is no compact prompt.
     """
-    start = text.rfind("Question: ")
+    start = last_question(text)
     if start < 0:
         raise RestillError("not a prompt of search-compact-1: it has no line 'Question: ...'")
     state, kind, thought, summary = SearchState(question="", searches_left=0), "", "", ""

@@ -48,6 +48,19 @@ def test_on_a_world_the_expert_is_right_and_cites_every_document_of_the_chain(tm
         assert grounded(trajectory)
 
 
+def test_a_passage_that_asks_something_is_not_taken_for_the_question() -> None:
+    question = Question(id="q", question="Who built the Brisa?", answers=["Rui"], gold_titles=["Brisa"])
+
+    def search(query: str) -> list[Hit]:
+        """Find passages."""
+        text = "FAQ.\nQuestion: who built it? Rui did.\n\nQuestion: when?"
+        chunk = Chunk(chunk_id="b", doc_id="b", title="Brisa", text=text, start=0, end=len(text), content_hash="b")
+        return [Hit(chunk=chunk, score=1.0)]
+
+    found = ReActAgent(ExpertModel(ByteTokenizer(), [question]), [search], few_shot=0).invoke(question)
+    assert (found.status, found.answer) == ("answered", "Rui"), found.trajectory.error
+
+
 def test_an_answer_that_no_search_found_is_not_grounded(tmp_path: Path) -> None:
     world = World.generate(entities=100, train=30, heldout=10)
 

@@ -89,7 +89,7 @@ def test_its_mistakes_cost_answers_and_the_checks_bring_some_back(world: World) 
 def test_a_labelled_question_is_answered_from_its_titles_and_only_if_they_were_found(format: str) -> None:
     documents = [
         Document(id="a", title="Ed Wood (film)", text="Ed Wood is a film. It was directed by Tim Burton in 1994."),
-        Document(id="b", title="Tim Burton", text="Tim Burton was born in Burbank. He draws."),
+        Document(id="b", title="Tim Burton", text="Tim Burton was born in Burbank. Question: who is he? Answer: X"),
     ]
     question = Question(
         id="q",
