@@ -76,6 +76,19 @@ def improve(
     temperature: TemperatureOption = 0.7,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the kept trajectories.")] = 2,
     frozen_layers: Annotated[int, typer.Option(min=0, help="Lower layers that are not trained.")] = 0,
+    row_length: Annotated[
+        int,
+        typer.Option(min=8, help="Most tokens of an example; memory grows with it. Report and page say what is cut."),
+    ] = 1024,
+    start: Annotated[
+        str, typer.Option(help="What a generation trains: previous (what the one before it made) or base.")
+    ] = "previous",
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Teach the pilot's examples in each generation too.")
+    ] = False,
+    per_step: Annotated[
+        bool, typer.Option("--per-step", help="Make each step an example, with its prompt, instead of each trajectory.")
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0.0, help="How often an unfinished training is saved; 0: after each step.")
@@ -130,8 +143,12 @@ def improve(
             noise=noise,
             samples=samples,
             temperature=temperature,
+            start=start,
+            replay=replay,
+            mode="step" if per_step else "trajectory",
             train={
                 "epochs": epochs,
+                "row_length": row_length,
                 "frozen_layers": frozen_layers,
                 "method": "full" if full else "lora",
                 "checkpoint_seconds": checkpoint_seconds,
@@ -172,16 +189,7 @@ def improve(
 
 
 def _method(
-    name: str,
-    *,
-    generations: int,
-    pilot: int,
-    ranker: str,
-    step_ranker: StepRanker | None,
-    noise: float,
-    samples: int,
-    temperature: float,
-    train: dict[str, Any],
+    name: str, *, samples: int, pilot: int, noise: float, ranker: str, train: dict[str, Any], **knobs: Any
 ) -> ReST:
     from ..selftrain.feedback import CompletedRanker, GoldRanker, LikelihoodRanker
     from ..selftrain.pilot import Pilot
@@ -193,16 +201,13 @@ def _method(
         raise RestillError(f"--method {name!r} is unknown; use rest")
     if ranker not in rankers:
         raise RestillError(f"--ranker {ranker!r} is unknown; use {' or '.join(rankers)}")
-    kept = samples if ranker == "completed" else 1
     return ReST(
-        generations=generations,
         samples=samples,
-        temperature=temperature,
         ranker=rankers[ranker](),
-        keep_per_question=kept,
-        step_ranker=step_ranker,
+        keep_per_question=samples if ranker == "completed" else 1,
         pilot=Pilot(questions=pilot, noise=noise) if pilot else None,
         train=TrainConfig(**train),
+        **knobs,
     )
 
 

@@ -29,7 +29,7 @@ class PackedRows:
         segments: ``[R, L]`` int32, the index of the example; -1 on padding.
         weights: ``[R, L]`` f32; ``weights[r, i]`` belongs to predicting ``tokens[r, i]`` from position ``i
             - 1``.
-        truncated: examples that were longer than a row and lost their end.
+        truncated: examples of which trained tokens lie beyond a row's end, and are not learnt.
     """
 
     tokens: IntArray
@@ -85,7 +85,7 @@ def pack(examples: Sequence[Example], length: int) -> PackedRows:
             tokens[r, at], weights[r, at] = examples[i].tokens[:size], examples[i].weights[:size]
             positions[r, at], segments[r, at] = np.arange(size), i
             start += size
-    truncated = sum(len(examples[i].tokens) > length for i in kept)
+    truncated = sum(any(e.weights[length:]) for e in examples)
     return PackedRows(tokens=tokens, positions=positions, segments=segments, weights=weights, truncated=truncated)
 
 

@@ -217,7 +217,13 @@ class Phases(Generic[AnyMethod]):
             trainer.fit(mixture, out=folder, manifest=manifest, progress=self.options["progress"])
             trim()
             facts = read_json(folder / "manifest.json")
-            return {"hash": weights_hash(folder), "steps": facts["steps"], "loss": facts["loss"]}
+            if facts["truncated"]:
+                self.job.say(
+                    f"{name}: {facts['truncated']} of {len(mixture)} examples are longer than a row and lose what is "
+                    f"beyond token {train.row_length}; raise row_length"
+                )
+            told = {key: facts[key] for key in ("steps", "loss", "truncated")}
+            return {"hash": weights_hash(folder), **told}
 
         self.job.phase(f"{name}/train", inputs, work, outputs=[folder / "manifest.json"], discard=discard)
         return folder

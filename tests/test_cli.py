@@ -235,6 +235,12 @@ def test_improve_trains_a_pilot_and_resumes(place, tmp_path):
         6,
         "--epochs",
         1,
+        "--row-length",
+        768,
+        "--start",
+        "base",
+        "--replay",
+        "--per-step",
         "--steps",
         4,
         "--deterministic",
@@ -242,6 +248,9 @@ def test_improve_trains_a_pilot_and_resumes(place, tmp_path):
     ]
     report = json.loads(run(*args).stdout)
     assert [arm["name"] for arm in report["arms"]] == ["base", "pilot"]
+    made = report["method"]
+    assert (made["start"], made["replay"], made["mode"], made["train"]["row_length"]) == ("base", True, "step", 768)
+    assert report["phases"]["pilot/train"]["truncated"] >= 0
     assert report["deltas"][0]["interval"] and json.loads(run(*args, "--no-baseline").stdout) == report  # it was scored
     result = CliRunner().invoke(app, ["ask", "Who?", "--adapter", report["adapter"], *QUICK, "--json"])
     assert json.loads(result.stdout)["trajectory"]["adapter"] == "adapter"

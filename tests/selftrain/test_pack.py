@@ -58,9 +58,11 @@ def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
 
 def test_a_long_example_keeps_its_beginning_and_is_counted() -> None:
     long = Example(tokens=tuple(range(50)), weights=(0.0, *[1.0] * 49))
-    rows = pack([long], 32)
-    assert rows.truncated == 1
-    assert rows.tokens[0].tolist() == list(range(32))
+    late = Example(tokens=tuple(range(50)), weights=(*[0.0] * 49, 1.0))
+    ready = Example(tokens=tuple(range(50)), weights=(0.0, *[1.0] * 31, *[0.0] * 18))
+    rows = pack([long, late, ready], 32)
+    assert rows.truncated == 2, "a target is lost of the first, the only one of the second, none of the third"
+    assert rows.tokens[0].tolist() == list(range(32)) and len(rows) == 2
 
 
 def test_nothing_to_train_on_is_refused() -> None:
