@@ -12,6 +12,7 @@ from ..agents.scores import normalise
 from ..models.errors import RestillError
 from .files import read_json
 from .latent_method import LatentMethod
+from .plain import asked
 from .rest import ReST
 from .rewards import right
 from .trainer import Trainer
@@ -42,12 +43,19 @@ def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question]
     if method.pilot is not None:
         method.pilot.guided(agent, method.pilot.choose(train, 0))
     own, full = model.adapter, method.train.method == "full"
-    known = set[str]() if own is None else trained_on(Path(own.path))
-    if own is not None and (seen := [q for q in held_out if q.key in known]):
-        raise RestillError(
-            f"{len(seen)} of the {len(held_out)} eval questions are among those that the adapter {own.path} was "
-            f"trained on, such as {seen[0].question!r:.90}; take them out, or begin with another adapter"
-        )
+    learnt = {f"the adapter {own.path}": Path(own.path)} if own is not None else {}
+    if (folder := model.checkpoint.folder) is not None:
+        learnt[f"the model {folder}"] = folder
+    for name, other in asked(method).items():
+        if (adapter := getattr(other, "adapter", None)) is not None and getattr(adapter, "path", None):
+            learnt[f"the adapter {adapter.path} of {name}"] = Path(adapter.path)
+    for name, path in learnt.items():
+        known = trained_on(path)
+        if seen := [q for q in held_out if q.key in known]:
+            raise RestillError(
+                f"{len(seen)} of the {len(held_out)} eval questions are among those that {name} was trained on, such "
+                f"as {seen[0].question!r:.90}; take them out, or begin with another"
+            )
     first = method.pilot.train or method.train if method.pilot is not None else method.train
     # Construct, so that a rank that does not fit is found now and not after hours of rollouts.
     checkpoint = model.checkpoint
@@ -61,9 +69,10 @@ def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question]
             )
 
 
-def trained_on(adapter: Path | None) -> set[str]:
-    """Keys of the questions that an adapter, or what it was trained on from, has learned from, by its manifest."""
-    manifest = None if adapter is None else read_json(adapter / "manifest.json")
+def trained_on(folder: Path | None) -> set[str]:
+    """Keys of the questions that an adapter or a model, or what it was trained on from, has learned from, by its
+    manifest."""
+    manifest = None if folder is None else read_json(folder / "manifest.json")
     return set((manifest or {}).get("train_question_hashes", []))
 
 

@@ -32,6 +32,7 @@ from .job import Job
 from .latent_method import LatentMethod
 from .mixture import Mixture
 from .phases import Phases, release
+from .plain import models
 from .progress import teller
 from .report import Report
 from .rest import ReST
@@ -86,6 +87,7 @@ def improve(
         raise RestillError(f"shard={shard}: {type(method).__name__} is one worker's work; leave shard out")
     settings = {
         "method": method.knobs(),
+        "models": models(method),
         "seed": seed,
         "eval_samples": eval_samples,
         "control": control,

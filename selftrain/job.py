@@ -51,7 +51,8 @@ class Job:
             old = read_json(out / MANIFEST)
         else:
             old = wait_for(lambda: read_json(out / MANIFEST), say, self._worker(0))
-        if old is not None and (found := differing(old.get("settings", {}), settings)):
+        told = None if old is None else {"models": settings.get("models"), **old.get("settings", {})}
+        if told is not None and (found := differing(told, settings)):  # jobs of earlier versions do not tell models
             raise RestillError(
                 f"{out} was begun with other settings: {'; '.join(found[:6])}; use the same ones, or another out"
             )

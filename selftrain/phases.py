@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 
 from ..agents.agent import Agent
 from ..agents.evaluate import EvalReport, score_run
-from ..agents.model import identity, nameless
 from ..agents.question import Question
 from ..agents.rollout import rollout
 from ..agents.run import Run
@@ -25,7 +24,7 @@ from .job import Job
 from .latent_method import LatentMethod
 from .mixture import Mixture
 from .pilot import Pilot
-from .plain import plain
+from .plain import models, plain
 from .report import Arm, Report, comparisons, differences
 from .rerank import Rankings, load_rankings, rerank
 from .rest import ReST
@@ -97,12 +96,9 @@ class Phases(Generic[AnyMethod]):
             content: the run's hash.
             agent: what made the run, as far as its prompts and actions go.
         """
-        judge = getattr(ranker, "model", None)
-        settings = {
-            "ranker": plain(ranker),
-            "model": None if judge is None else nameless(identity(judge)),
-            "rollout": content,
-        }
+        others = models(ranker)
+        settings = {"ranker": plain(ranker), "model": others.pop("model", None), "rollout": content}
+        settings |= {"models": others} if others else {}
         path = run.path / "rankings" / "steps.jsonl"
 
         def rankings(shard: tuple[int, int] | None = None) -> Rankings:
@@ -197,8 +193,10 @@ class Phases(Generic[AnyMethod]):
             "few_shot": 0,
             "arm": name,
             "recipe": self.method.knobs(),
-            "train_question_hashes": sorted(
-                {str(e.provenance["question_key"]) for e in mixture} | trained_on(start)  # the weights know them all
+            "train_question_hashes": sorted(  # the weights know them all
+                {str(e.provenance["question_key"]) for e in mixture}
+                | trained_on(start)
+                | trained_on(self.checkpoint.folder)
             ),
         }
         inputs = {

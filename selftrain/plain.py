@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
+from ..agents.model import identity, nameless
+
 NEWER = "newer"
 """In the metadata of a field that jobs of an earlier version did not have: the value that they would have had."""
 
@@ -27,6 +29,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, Callable):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     return {"kind": type(value).__name__, **{k: plain(v) for k, v in sorted(vars(value).items())}}
+
+
+def asked(value: Any) -> dict[str, Any]:
+    """The models that a method or a ranker asks, by where they stand: ``step_ranker.model``."""
+    found = dict[str, Any]()
+    for name in [f.name for f in fields(value)] if is_dataclass(value) else ["model"]:
+        part = getattr(value, name, None)
+        if is_dataclass(part) and not isinstance(part, type):
+            found |= {f"{name}.{inner}": model for inner, model in asked(part).items()}
+        elif name == "model" and part is not None:
+            found[name] = part
+    return found
+
+
+def models(value: Any) -> dict[str, dict[str, Any]]:
+    """What decides how each of them behaves."""
+    return {name: nameless(identity(model)) for name, model in asked(value).items()}
 
 
 def _left(value: Any, field: Field[Any]) -> bool:

@@ -22,13 +22,15 @@ from .safetensors import load_decoder_folder, read_json, read_tensors, save_deco
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A decoder: shape, canonical f32 parameters, tokenizer, and a SHA-256 of the files that all this comes from."""
+    """A decoder: shape, canonical f32 parameters, tokenizer, a SHA-256 of the files that all this comes from, and the
+    folder that holds them, if it is one."""
 
     name: str
     config: DecoderConfig
     params: dict[str, np.ndarray] = field(repr=False)
     tokenizer: Tokenizer = field(repr=False)
     fingerprint: str
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def load_decoder(name_or_path: str | Path, *, progress: Progress | None = None) 
     else:
         config, params, tokenizer, fingerprint = _load_gguf(path)
     _check(config, params, path)
-    return Checkpoint(str(name_or_path), config, params, tokenizer, fingerprint)
+    folder = path.absolute() if path.is_dir() else None
+    return Checkpoint(str(name_or_path), config, params, tokenizer, fingerprint, folder)
 
 
 def load_encoder(name_or_path: str | Path, *, progress: Progress | None = None) -> EncoderCheckpoint:

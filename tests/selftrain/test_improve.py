@@ -19,13 +19,15 @@ from restill.models.errors import RestillError
 from restill.models.lora import load_peft
 from restill.models.testing import tiny_checkpoint
 from restill.selftrain import phases as module
-from restill.selftrain.feedback import LikelihoodRanker, RandomRanker
+from restill.selftrain.feedback import CompletedRanker, LikelihoodRanker, RandomRanker
 from restill.selftrain.improve import improve
 from restill.selftrain.job_folder import JobFolder, plan
 from restill.selftrain.mixture import Mixture
 from restill.selftrain.pilot import Pilot, gold_hint
+from restill.selftrain.ranker_prompt import PromptStepRanker
 from restill.selftrain.report import Report, comparisons
 from restill.selftrain.rest import ReST
+from restill.selftrain.step_rankers import InvertedStepRanker
 from restill.selftrain.trainer import TrainConfig
 
 TRAIN = TrainConfig(rank=2, alpha=4.0, lr=0.01, epochs=1, rows=1, row_length=768, accumulate=4, frozen_layers=1)
@@ -159,11 +161,48 @@ def test_a_held_out_question_that_the_adapter_knows_is_refused(climbed: tuple[Pa
     assert not (tmp_path / "job").exists()
 
 
-def test_the_manifest_with_every_knob_is_there_before_anything_runs(tmp_path: Path, monkeypatch: Any) -> None:
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+def test_so_is_one_that_the_weights_or_a_ranker_know(climbed: tuple[Path, Report], tmp_path: Path) -> None:
+    folder = climbed[0] / "gen1" / "adapter"
+    whole = Trainable()
+    whole.checkpoint = replace(whole.checkpoint, folder=folder)
+    with pytest.raises(RestillError, match="6 eval questions are among those that the model .* was trained on"):
+        improve(agent(whole), questions(3, "new"), out=tmp_path / "job", method=METHOD, eval=questions(6))
+    ranker = InvertedStepRanker(PromptStepRanker(model=Trainable().with_adapter(folder)))
+    with pytest.raises(RestillError, match="that the adapter .* of step_ranker.ranker.model was trained on"):
+        improve(agent(), questions(3, "new"), out=tmp_path / "job", method=replace(METHOD, step_ranker=ranker),
+                eval=questions(6))  # fmt: skip
+    method = replace(METHOD, generations=0)
+    improve(agent(whole), questions(3, "new"), out=tmp_path / "job", method=method)
+    manifest = json.loads((tmp_path / "job" / "pilot" / "adapter" / "manifest.json").read_text())
+    known = json.loads((folder / "manifest.json").read_text())["train_question_hashes"]
+    assert set(known) < set(manifest["train_question_hashes"])
 
-    monkeypatch.setattr(module, "rollout", stop)
+
+def test_another_model_behind_a_ranker_is_refused_by_name(tmp_path: Path, monkeypatch: Any) -> None:
+    def begin(fingerprint: str) -> None:
+        judge = ScriptedModel([answer("x")], fingerprint=fingerprint)
+        method = replace(METHOD, step_ranker=InvertedStepRanker(PromptStepRanker(model=judge)))
+        improve(agent(), questions(6), out=tmp_path / "job", method=method)
+
+    monkeypatch.setattr(module, "rollout", _stop)
+    with pytest.raises(KeyboardInterrupt):
+        begin("one")
+    with pytest.raises(RestillError, match="models.step_ranker.ranker.model.fingerprint: 'one' there, 'two' now"):
+        begin("two")
+    path = tmp_path / "job" / "job.json"
+    made = json.loads(path.read_text())
+    del made["settings"]["models"]  # as jobs of earlier versions are
+    path.write_text(json.dumps(made))
+    with pytest.raises(KeyboardInterrupt):
+        begin("two")
+
+
+def _stop(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_manifest_with_every_knob_is_there_before_anything_runs(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "rollout", _stop)
     with pytest.raises(KeyboardInterrupt):
         improve(agent(), questions(6), out=tmp_path / "job", method=METHOD)
     settings = json.loads((tmp_path / "job" / "job.json").read_text())["settings"]
@@ -277,6 +316,15 @@ def test_a_hint_guides_the_pilot_and_is_not_stored(tmp_path: Path) -> None:
     assert hint.startswith('Plan: search "Ship ') and made.guide
     assert hint in model.tokenizer.decode(model.requests[0].prompt)
     assert "Plan:" not in model.tokenizer.decode(made.token_ids())
+
+
+def test_questions_without_labels_are_learnt_from(tmp_path: Path) -> None:
+    asked = [*questions(2), *(q.without_labels() for q in questions(6)[2:])]
+    method = replace(METHOD, ranker=CompletedRanker())
+    report = improve(agent(), asked, out=tmp_path / "job", method=method, eval=questions(5, "eval"))
+    assert [arm.name for arm in report.arms] == ["base", "pilot", "generation 1"]
+    learnt = {e.provenance["question_key"] for e in Mixture.load(tmp_path / "job" / "gen1" / "mixture.jsonl")}
+    assert learnt == {q.key for q in asked}
 
 
 def test_a_real_engine_goes_through_the_loop_without_labels(tmp_path: Path) -> None:
