@@ -61,6 +61,14 @@ def question_text(question: str, hint: str | None = None) -> str:
     return f"{text}\nHint: {' '.join(hint.split())}" if hint else text
 
 
+def opening(tools: Sequence[Tool], question: str) -> list[Message]:
+    """The turns before the model's first, without examples and hint: what is stored and trained on."""
+    return [
+        {"role": "system", "content": system_prompt(tools)},
+        {"role": "user", "content": question_text(question)},
+    ]
+
+
 def last_question(prompt: str) -> int:
     """Where the last ``Question: `` line of a decoded prompt starts, or -1; within a line the words mean nothing."""
     starts = [match.start() for match in _QUESTION_LINE.finditer(prompt)]

@@ -7,7 +7,7 @@ import asyncio
 from .drawing import Drawing
 from .episode import LAST_MOMENT, MIN_OBSERVATION, MIN_TURN, Episode, cut_off, live
 from .plan import ReActPlan, derive_seed
-from .prompt import few_shot_messages, question_text, system_prompt
+from .prompt import few_shot_messages, opening, question_text
 from .protocol import FINISH, parse, render_observation
 from .tool_results import ToolResult
 from .trajectory import Action, Observation, Step
@@ -43,11 +43,10 @@ class ReActEpisode(Episode[ReActPlan]):
 
     def _open(self) -> ChatTranscript:
         plan, tools = self._plan, list(self._plan.tools.values())
-        system = {"role": "system", "content": system_prompt(tools)}
-        student = [system, {"role": "user", "content": question_text(self._question.question)}]
+        student = opening(tools, self._question.question)
         hint = plan.hint(self._question) if plan.hint else None
         asked = {"role": "user", "content": question_text(self._question.question, hint)}
-        seen = [system, *few_shot_messages(tools, plan.few_shot), asked]
+        seen = [student[0], *few_shot_messages(tools, plan.few_shot), asked]
         return open_transcript(plan.model, seen, student)
 
     async def _turn(self, grammar: str | None, max_tokens: int, deadline: float | None, *, forced: bool) -> Step:

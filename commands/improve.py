@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,6 +59,10 @@ def improve(
         int,
         typer.Option(min=0, help="Questions that a guide shows how to answer before round 1; 0 for none."),
     ] = 100,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Let this model show it instead, a local one or http://HOST:PORT/v1#NAME."),
+    ] = None,
     ranker: Annotated[
         str,
         typer.Option(
@@ -134,47 +139,50 @@ def improve(
     if spread(context, shard, workers, ray):
         report = Report.load(out)
     else:
-        recipe = _method(
-            method,
-            generations=generations,
-            pilot=pilot,
-            ranker=ranker,
-            step_ranker=_step_ranker(step_ranker, model, deterministic),
-            noise=noise,
-            samples=samples,
-            temperature=temperature,
-            start=start,
-            replay=replay,
-            mode="step" if per_step else "trajectory",
-            train={
-                "epochs": epochs,
-                "row_length": row_length,
-                "frozen_layers": frozen_layers,
-                "method": "full" if full else "lora",
-                "checkpoint_seconds": checkpoint_seconds,
-            },  # fmt: skip
-        )
-        asked = read_questions(questions, limit=limit)
-        held_out = read_questions(eval) if eval is not None else None
-        retriever = open_retriever(index, docs, k, mode, progress=not json)
-        with opened_model(model, adapter, precision, min(16, concurrency or 16), deterministic) as chat:
-            report = run_improve(
-                make_agent(
-                    chat, retriever, agent=agent, format=format, steps=steps, seconds=seconds, follow=follow,
-                    few_shot=few_shot, seed=seed,
-                ),
-                asked,
-                out=out,
-                method=recipe,
-                eval=held_out,
-                seed=seed,
-                control=control,
-                baseline=baseline,
-                concurrency=concurrency,
-                deadline=2 * seconds,
-                shard=part,
-                progress=True,
-            )  # fmt: skip
+        slots = min(16, concurrency or 16)
+        with nullcontext() if teacher is None else opened_model(teacher, None, precision, slots) as shown:
+            recipe = _method(
+                method,
+                generations=generations,
+                pilot=pilot,
+                teacher=shown,
+                ranker=ranker,
+                step_ranker=_step_ranker(step_ranker, model, deterministic),
+                noise=noise,
+                samples=samples,
+                temperature=temperature,
+                start=start,
+                replay=replay,
+                mode="step" if per_step else "trajectory",
+                train={
+                    "epochs": epochs,
+                    "row_length": row_length,
+                    "frozen_layers": frozen_layers,
+                    "method": "full" if full else "lora",
+                    "checkpoint_seconds": checkpoint_seconds,
+                },  # fmt: skip
+            )
+            asked = read_questions(questions, limit=limit)
+            held_out = read_questions(eval) if eval is not None else None
+            retriever = open_retriever(index, docs, k, mode, progress=not json)
+            with opened_model(model, adapter, precision, slots, deterministic) as chat:
+                report = run_improve(
+                    make_agent(
+                        chat, retriever, agent=agent, format=format, steps=steps, seconds=seconds, follow=follow,
+                        few_shot=few_shot, seed=seed,
+                    ),
+                    asked,
+                    out=out,
+                    method=recipe,
+                    eval=held_out,
+                    seed=seed,
+                    control=control,
+                    baseline=baseline,
+                    concurrency=concurrency,
+                    deadline=2 * seconds,
+                    shard=part,
+                    progress=True,
+                )  # fmt: skip
     if part is not None and part[0]:
         stderr().print(f"worker {shard} is done; worker 0 shows the scores", markup=False)
         return
@@ -189,7 +197,7 @@ def improve(
 
 
 def _method(
-    name: str, *, samples: int, pilot: int, noise: float, ranker: str, train: dict[str, Any], **knobs: Any
+    name: str, *, samples: int, pilot: int, teacher: Any, noise: float, ranker: str, train: dict[str, Any], **knobs: Any
 ) -> ReST:
     from ..selftrain.feedback import CompletedRanker, GoldRanker, LikelihoodRanker
     from ..selftrain.pilot import Pilot
@@ -205,7 +213,7 @@ def _method(
         samples=samples,
         ranker=rankers[ranker](),
         keep_per_question=samples if ranker == "completed" else 1,
-        pilot=Pilot(questions=pilot, noise=noise) if pilot else None,
+        pilot=Pilot(questions=pilot, noise=noise, teacher=teacher) if pilot else None,
         train=TrainConfig(**train),
         **knobs,
     )

@@ -77,7 +77,7 @@ class Phases(Generic[AnyMethod]):
         def work() -> dict[str, Any]:
             run = Run.open(folder)
             found = sorted(run.filter(agent=agent.fingerprint), key=lambda t: t.key)
-            content = hash_json([[*t.key, t.status, t.answer, t.token_ids()] for t in found])
+            content = hash_json([[*t.key, t.status, t.answer, t.token_ids() or _said(t)] for t in found])
             worked = run.stats(agent.fingerprint)
             occupancy = {} if worked is None else {"occupancy": worked.occupancy}
             return {"agent": agent.fingerprint, "trajectories": len(found), "content": content, **occupancy}
@@ -180,7 +180,7 @@ class Phases(Generic[AnyMethod]):
         """What the pilot is trained on: its guided runs, as examples."""
         chosen = pilot.choose(self.train, self.seed)
         run, content = self.roll_out("pilot", pilot.guided(self.agent, chosen), chosen, pilot.samples)
-        return self.mix("pilot", run, content, lambda found: pilot.keep(found, chosen), None)
+        return self.mix("pilot", run, content, lambda found: pilot.keep(self.agent, found, chosen), None)
 
     def fit(self, name: str, mixture: Mixture, start: Path | None, train: TrainConfig) -> Path:
         """Train the base model, or what ``start`` holds, on ``mixture``; returns the folder of the result."""
@@ -315,6 +315,11 @@ class Phases(Generic[AnyMethod]):
             return self.agent.replace(model=model.with_adapter(trained), few_shot=0)
         whole = agent.model.with_weights(trained)
         return self.agent.replace(model=whole, few_shot=0)
+
+
+def _said(trajectory: Trajectory) -> list[str]:
+    """The turns of a model without token ids."""
+    return [step.sample.text for step in trajectory.steps]
 
 
 def release(agent: Agent) -> None:

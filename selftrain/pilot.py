@@ -1,14 +1,15 @@
 """The pilot: a first adapter from few guided trajectories, so that the loop has something to improve.
 
 Guided means that the agent runs as always, tools and observations included, but either sees a hint that is
-never stored, or the scripted expert writes its turns. What is kept must have the right answer, and have read it.
+never stored, or the scripted expert writes its turns, or a stronger model does. What is kept must have the right
+answer, and have read it.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..agents.agent import Agent
@@ -21,6 +22,7 @@ from .expert import ExpertModel, Script, gold_script
 from .feedback import CompletedRanker, GoldRanker
 from .guide import hint as world_hint
 from .plain import NEWER
+from .retold import retold
 from .search_expert import SearchExpertModel
 from .selection import Kept, select
 from .trainer import TrainConfig
@@ -34,10 +36,13 @@ class Pilot:
         questions: how many of the training questions it may see.
         guide: ``"expert"``: the scripted expert writes the turns; else a function from a question to a hint
             (see :func:`gold_hint`) that the model sees and that is never stored.
+        teacher: another chat model (any of LangChain's, such as a ``RemoteChatModel``) that makes the trajectories in
+            the agent's place; what it did is told anew in the agent's tokens (``retold``). With a guide that is a
+            function it sees the hints too. Where no question has answers, every completed trajectory is kept.
         samples: guided runs per question (an expert without noise needs one).
         noise: share of a search agent's expert's steps that are a plausible mistake; with it every completed
             trajectory is kept, right or wrong, else only right ones that have read the answer.
-        temperature: of a hinted model.
+        temperature: of a teacher or a hinted model.
         script: what the expert writes, for an agent without its own; ``None``: :func:`.expert.gold_script`.
         most: the most trajectories to train on.
         train: how to train it; ``None``: as the method does.
@@ -51,6 +56,7 @@ class Pilot:
     most: int = 500
     train: TrainConfig | None = None
     script: Script | None = field(default=None, metadata={NEWER: None})
+    teacher: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.guide, str) and self.guide != "expert":
@@ -59,16 +65,21 @@ class Pilot:
             raise RestillError("a pilot needs at least one question, one sample and one trajectory")
         if self.script is not None and self.guide != "expert":
             raise RestillError("script= is what the expert writes, and guide= is a hint; give one of them")
+        if self.teacher is not None and (self.script is not None or self.noise):
+            raise RestillError("script= and noise= are the expert's, and teacher= takes its place; give one of them")
         if not 0 <= self.noise < 1:
             raise RestillError(f"noise={self.noise}: give a share from 0 to below 1")
 
     def choose(self, questions: Sequence[Question], seed: int) -> list[Question]:
-        """The pilot's questions: drawn from those that can be guided, in an order that follows from ``seed``.
+        """The pilot's questions: drawn from those that can be guided, in an order that follows from ``seed``. A teacher
+        needs no guiding: it gets those with answers, or if there are none, any.
 
         Raises:
             RestillError: no question can be guided.
         """
         fit = [q for q in questions if self._can_guide(q)]
+        if not fit and self.teacher is not None and isinstance(self.guide, str):
+            fit = list(questions)
         if not fit:
             raise RestillError(
                 "the pilot can guide none of the questions: "
@@ -79,6 +90,9 @@ class Pilot:
 
     def guided(self, agent: Agent, questions: Sequence[Question]) -> Agent:
         """The agent that makes the pilot's trajectories."""
+        if self.teacher is not None:
+            hint = None if isinstance(self.guide, str) else self.guide
+            return agent.replace(model=self.teacher, few_shot=None, temperature=self.temperature, hint=hint)
         if isinstance(self.guide, str):
             model: Any = self._expert(agent, questions)
             return agent.replace(model=model, few_shot=0, temperature=0.0, hint=None)
@@ -93,17 +107,21 @@ class Pilot:
             raise RestillError(f"noise={self.noise}: only the search agent's expert makes mistakes; give 0")
         return ExpertModel(agent.model.tokenizer, questions, self.script)
 
-    def keep(self, trajectories: Sequence[Trajectory], questions: Sequence[Question]) -> list[Kept]:
-        """What the pilot is trained on."""
-        if self.noise:
-            ranker, read = CompletedRanker(), list(trajectories)
-        else:
-            ranker, read = GoldRanker(), [t for t in trajectories if grounded(t)]
-        return select(ranker, questions, read, keep_per_question=self.samples)[: self.most]
+    def keep(self, agent: Agent, trajectories: Sequence[Trajectory], questions: Sequence[Question]) -> list[Kept]:
+        """What the pilot is trained on, in the tokens of ``agent``'s model."""
+        labelled = any(q.answers for q in questions)
+        ranker = GoldRanker() if labelled and not self.noise else CompletedRanker()
+        read = [t for t in trajectories if self.noise or grounded(t)]
+        kept = select(ranker, questions, read, keep_per_question=self.samples)[: self.most]
+        if self.teacher is None:
+            return kept
+        return [replace(k, trajectory=retold(agent, k.trajectory)) for k in kept]
 
     def _can_guide(self, question: Question) -> bool:
         if not question.answers:
             return False
+        if self.teacher is not None and isinstance(self.guide, str):
+            return True
         try:
             (self.script or gold_script)(question, {}) if isinstance(self.guide, str) else self.guide(question)
         except RestillError:

@@ -38,7 +38,7 @@ def asked(value: Any) -> dict[str, Any]:
         part = getattr(value, name, None)
         if is_dataclass(part) and not isinstance(part, type):
             found |= {f"{name}.{inner}": model for inner, model in asked(part).items()}
-        elif name == "model" and part is not None:
+        elif name in ("model", "teacher") and part is not None:
             found[name] = part
     return found
 
