@@ -84,6 +84,7 @@ class Maximisation:
             }
         for log in (self.log, self.times, self.curve):
             log.cut(done)
+        lab.begin_at(done or -1)
         trained, state = self.steps.place(trained), self.steps.place(state)
         self._push(trained)
         if not done:
@@ -95,6 +96,7 @@ class Maximisation:
             for step in range(done, method.steps):
                 if self._spent():
                     break
+                lab.at = step
                 terms = source.step(lab, step)
                 if terms.reset:
                     trained, state = self.steps.place(self.initial), self.steps.place(self.steps.init(self.initial))

@@ -75,7 +75,7 @@ class Lab:
         self.held_out = list(held_out)
         self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self.sampled = 0
-        self.checker_errors = 0
+        self.at = -1
         self._errors = LossLog(folder / "checker_errors.jsonl")
 
     # -- drawing
@@ -151,20 +151,30 @@ class Lab:
         with self.timed("scoring"):
             for question, trajectory in zip(questions, drawn, strict=True):
                 self.sampled += sum(len(each.tokens) for s in trajectory.steps for each in s.samples)
-                reward = None if trajectory.status == "error" else self._reward(question, trajectory, step)
+                reward = None if trajectory.status == "error" else self._reward(question, trajectory)
                 latent = None if reward is None else Latent.of(trajectory).rewarded(reward, step)
                 scored.append(Scored(question, trajectory, latent))
         return scored
 
-    def _reward(self, question: Question, trajectory: Trajectory, step: int) -> float | None:
+    @property
+    def checker_errors(self) -> int:
+        """How often the checker raised."""
+        return len(self._errors.rows())
+
+    def begin_at(self, step: int) -> None:
+        """Go on with this step of the training, as if none after it had been begun; -1: what comes before the first."""
+        self.at = step
+        if self._errors.path.is_file():
+            self._errors.cut(step - 1)
+
+    def _reward(self, question: Question, trajectory: Trajectory) -> float | None:
         try:
             reward = float(self.method.reward(question, trajectory))
             if not (math.isfinite(reward) and reward >= 0):
                 raise ValueError(f"a reward of {reward}; give a finite number of at least 0")
         except Exception as error:  # of the user's checker: one question must not end the job
-            self.checker_errors += 1
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._errors.append({"step": step, "question": question.id, "error": f"{type(error).__name__}: {error}"})
+            self._errors.append({"step": self.at, "question": question.id, "error": f"{type(error).__name__}: {error}"})
             return None
         return reward
 
@@ -174,7 +184,7 @@ class Lab:
         """Greedy accuracy on the held-out questions with the newest parameters."""
         agent = self.policy.drives(self.agent, temperature=0.0)
         drawn = draw(agent, [Asked(question=q, seed=derive_seed(self.seed, "eval", q.key)) for q in self.held_out])
-        marks = [self._reward(q, t, step) or 0.0 for q, t in zip(self.held_out, drawn, strict=True)]
+        marks = [self._reward(q, t) or 0.0 for q, t in zip(self.held_out, drawn, strict=True)]
         return {"step": step, "accuracy": float(np.mean(marks)), "questions": len(marks), "sampled": self.sampled}
 
     @contextmanager

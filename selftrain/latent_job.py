@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..models.errors import RestillError
 from ..models.memory import trim
 from .digests import digest, weights_hash
 from .em import Maximisation
@@ -60,6 +61,11 @@ class LatentImprovement(Phases[LatentMethod]):
                 shutil.rmtree(path, ignore_errors=True)
 
         def draw_and_train() -> dict[str, Any]:
+            if folder.is_dir():  # killed between the end of the training and that of the phase
+                made = read_json(home / "result.json")
+                if made is None or made["inputs"] != hash_json(inputs):
+                    raise RestillError(f"{folder} was trained with other settings; move it away, or use another out")
+                return {"hash": weights_hash(folder), **made["result"]}
             self.job.say(f"{method.arm}: {method.steps} steps of {method.minibatch} questions")
             policy = Policy(
                 self.checkpoint, slots=method.slots, max_context=min(method.max_context, model.max_context)
@@ -85,14 +91,11 @@ class LatentImprovement(Phases[LatentMethod]):
                 **summary,
             }
             write_json(home / "state.json", job.final_state)
+            result = {**summary, "shares": lab.shares(), "checker_errors": lab.checker_errors}
+            write_json(home / "result.json", {"inputs": hash_json(inputs), "result": result})
             trainer.export(leaves, folder, work, facts)
             trim()
-            return {
-                "hash": weights_hash(folder),
-                **summary,
-                "shares": lab.shares(),
-                "checker_errors": lab.checker_errors,
-            }
+            return {"hash": weights_hash(folder), **result}
 
         made = self.job.phase(
             f"{method.arm}/train", inputs, draw_and_train, outputs=[folder / "manifest.json"], discard=discard

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from decimal import Decimal, InvalidOperation
 
 from ..agents.question import Question
 from ..agents.scores import normalise
@@ -14,7 +13,11 @@ Reward = Callable[[Question, Trajectory], float]
 """From a question with its answers and a trajectory to a number of at least 0."""
 
 _LETTER = re.compile(r"\(?([A-Z])\)?")
-_ASIDE = re.compile(r"[\s,$%]")
+_NUMBER = re.compile(
+    r"(?P<sign>[-+]?\$?|\$[-+])\s?(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)\s?%?"
+)
+    r"(?P<sign>[-+]?\$?|\$[-+])\s?(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)\s?%?"
+)
 
 
 def right(question: Question, trajectory: Trajectory) -> float:
@@ -25,21 +28,18 @@ def right(question: Question, trajectory: Trajectory) -> float:
 
 
 def same_answer(said: str, golds: Sequence[str]) -> bool:
-    """Exact match as SQuAD has it, but "-5" is not "5", "1,000" is "1000.0", and the option "(A)" is no article."""
+    """Exact match as SQuAD has it, but "-5" is not "5", "1,000" is "1000.0", "1, 2" is not "12", the option "(A)" is no
+    article, and marks are compared where there is nothing else."""
     return canonical(said) in {canonical(gold) for gold in golds}
 
 
 def canonical(text: str) -> str:
     """One spelling for answers that are the same: of a number, an option's letter, or words."""
-    if (option := _LETTER.fullmatch(text.strip())) is not None:
+    text = text.strip()
+    if (option := _LETTER.fullmatch(text)) is not None:
         return option[1]
-    number = _number(text)
-    return normalise(text) if number is None else str(number.normalize() + 0)
-
-
-def _number(text: str) -> Decimal | None:
-    try:
-        found = Decimal(_ASIDE.sub("", text))
-    except InvalidOperation:
-        return None
-    return found if found.is_finite() else None
+    if (number := _NUMBER.fullmatch(text)) is not None:
+        whole, _, part = number["digits"].replace(",", "").partition(".")
+        value = f"{whole.lstrip('0') or '0'}.{part.rstrip('0')}".rstrip(".")
+        return f"#-{value}" if "-" in number["sign"] and value != "0" else f"#{value}"  # words hold no "#"
+    return normalise(text) or text

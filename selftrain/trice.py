@@ -23,7 +23,7 @@ from .trice_gradient import Estimator, estimator_weights, resample
 from .trice_memory import Memory
 
 _LOG = logging.getLogger("restill.trice")
-_ACCEPT, _RESAMPLE = 0, 1  # what uniforms are for
+_RESAMPLE, _ACCEPT = 1, 2  # what uniforms are for; a purpose of 0 would give those of the minibatches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,16 @@ def test_a_row_that_cannot_hold_a_latent_is_refused() -> None:
         ("(B)", ["B"], True),
         ("18", ["180"], False),
         ("nan", ["nan"], True),
+        ("1, 2", ["12"], False),
+        ("1,2", ["12"], False),
+        ("5 6", ["56"], False),
+        ("] }", [">"], False),
+        ("] )", ["] )"], True),
+        ("1e9999999", ["0"], False),
+        ("-$5", ["-5.00"], True),
+        (" 007. ", ["7"], True),
+        ("-0.0", ["0"], True),
+        (".5", ["0.50 %"], True),
     ],
 )
 def test_numbers_compare_as_numbers_and_words_as_words(said: str, golds: list[str], same: bool) -> None:

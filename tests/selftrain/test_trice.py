@@ -17,7 +17,7 @@ from restill.agents.react import ReActAgent
 from restill.agents.trajectory import Trajectory
 from restill.models.errors import RestillError
 from restill.models.lora import WEIGHTS, load_peft
-from restill.selftrain import em, lab
+from restill.selftrain import em, lab, latent_job
 from restill.selftrain.checkpoint import Checkpoints
 from restill.selftrain.html_report import write_html
 from restill.selftrain.improve import improve
@@ -99,12 +99,36 @@ def test_a_checker_that_raises_is_logged_and_leaves_its_question_out(tmp_path: P
     assert not {q.key for q in questions() if q.id in ("3", "5")} & set(state)
 
 
+def test_what_a_checker_raised_is_counted_once_though_the_job_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"reward": _picky, "minibatch": 8, "guide_samples": 1}
+    real, calls = lab.Lab.score, []
+
+    def stop(*arguments: Any) -> Any:
+        calls.append(1)
+        found = real(*arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.Lab, "score", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, train=replace(TRAIN, checkpoint_steps=1), **options)
+    report = train(tmp_path, train=replace(TRAIN, checkpoint_steps=1), **options)
+    found = [json.loads(line) for line in (tmp_path / "TRICE" / "checker_errors.jsonl").read_text().splitlines()]
+    assert report.phases["TRICE/train"]["checker_errors"] == 10
+    assert sorted(row["step"] for row in found) == sorted(2 * [-1, 0, 1, 2, 3])
+
+
 STOPS = [
     (lab, "draw", 2),
     (lab.Lab, "score", 3),
     (em.Maximisation, "_gradient", 3),
     (TrainSteps, "update", 2),
     (Checkpoints, "save", 1),
+    (latent_job, "weights_hash", 1),  # the adapter is there, the phase's marker is not
 ]
 
 
@@ -124,7 +148,9 @@ def test_a_job_stopped_anywhere_ends_with_the_same_bits(
         patch.setattr(owner, name, stop)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, train=replace(TRAIN, checkpoint_steps=1), eval_every=2)
-    train(tmp_path, train=replace(TRAIN, checkpoint_steps=1), eval_every=2)
+    report = train(tmp_path, train=replace(TRAIN, checkpoint_steps=1), eval_every=2)
+    told = Report.load(whole).phases["TRICE/train"], report.phases["TRICE/train"]
+    assert all(told[0][key] == told[1][key] for key in told[0] if key not in ("seconds", "shares"))
     for file in (f"adapter/{WEIGHTS}", "adapter/train_log.jsonl", "state.json"):
         assert (tmp_path / "TRICE" / file).read_bytes() == (whole / "TRICE" / file).read_bytes(), file
 
