@@ -16,8 +16,6 @@ _LETTER = re.compile(r"\(?([A-Z])\)?")
 _NUMBER = re.compile(
     r"(?P<sign>[-+]?\$?|\$[-+])\s?(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)\s?%?"
 )
-    r"(?P<sign>[-+]?\$?|\$[-+])\s?(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)\s?%?"
-)
 
 
 def right(question: Question, trajectory: Trajectory) -> float:
