@@ -1,6 +1,6 @@
 """TRICE, with and without control variate, beside STaR, rejection sampling, filtered SFT, references, direct answers.
 
-Every method starts from the same model and questions, and may draw and train on as many tokens as TRICE with the
+Every method starts from the same model and questions, and may draw and train on no more tokens than TRICE with the
 control variate took at the same seed. A finished (model, task, seed, method) is a line in ``cells.jsonl``; the same
 command goes on with what is missing, also on another machine that has the file.
 
@@ -29,8 +29,8 @@ from restill.selftrain.voting import Marks
 
 
 def pooled(cells: Sequence[dict[str, Any]], field: str) -> Marks:
-    """Marks of all seeds together, each (seed, question) by itself."""
-    return Marks({f"{c['seed']}/{key}": mark for c in cells for key, mark in c[field].items()})
+    """Marks of a question, the mean over seeds: they share the questions, so an interval is over those."""
+    return Marks({key: float(np.mean([c[field][key] for c in cells])) for key in (cells[0][field] if cells else {})})
 
 
 def show(cells: list[dict[str, Any]], console: Console) -> dict[str, float]:

@@ -34,7 +34,8 @@ class TRICE(LatentMethod):
         minibatch: proposals a step, one a question.
         resampled: of up to twice as many terms so many are drawn in proportion to their weights, and trained on.
         estimator: "control" subtracts the proposals' terms (algorithm 3), "basic" does not (algorithm 2). The control
-            variate pays where most proposals are right; below half, with small minibatches, it may cost a little.
+            variate pays where most proposals are right; below half it costs variance, unless ``resampled`` is twice
+            the minibatch.
         guide: what draws the first memories: the model with the "answer" as a hint, the scripted "expert" (agents with
             tools), a function from a question to a hint, or ``None`` to begin with empty memories.
         guide_samples: tries of the guide a question; the first right one counts. A question on which it never

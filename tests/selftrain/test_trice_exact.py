@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from restill.agents.question import Question
 from restill.models.errors import RestillError
+from restill.selftrain.lab import Scored
+from restill.selftrain.latent import Latent
+from restill.selftrain.mixture import Example
+from restill.selftrain.trice import TRICE
 from restill.selftrain.trice_gradient import (
     Estimator,
     accept,
@@ -24,6 +31,7 @@ from restill.selftrain.trice_gradient import (
     resample,
     resample_systematic,
 )
+from restill.selftrain.trice_memory import Memory
 
 from .enumerable import RATIONALES, Enumerable, with_accuracy
 
@@ -246,6 +254,33 @@ def test_the_control_variate_hurts_a_little_at_low_accuracy_and_wins_in_the_end(
     assert ratios[0] < 1.15 and ratios[-2] < 0.1 and ratios[-1] < 0.01
 
 
+def resampled_ratio(accuracy: float, batch: int, count: int, draws: int) -> float:
+    """Variance of the control variate's estimates over that of the basic ones, from the same draws, each resampled."""
+    model, rng = with_accuracy(4, accuracy), np.random.default_rng(0)
+    rewards = model.right.astype(float)
+    tables = [posterior(model, question, rewards) for question in range(4)]
+    gradients = np.array([own for _, _, own in tables])
+    estimates: dict[Estimator, list[np.ndarray]] = {"basic": [], "control": []}
+    for _ in range(draws):
+        asked = rng.permutation(batch) % 4  # in a minibatch's random order: the resampling is systematic
+        memory = np.array([rng.choice(len(p), p=after) for p, after, _ in map(tables.__getitem__, asked)])
+        proposal = np.array([rng.choice(len(p), p=p / p.sum()) for p, _, _ in map(tables.__getitem__, asked)])
+        hit = accept(rewards[memory], rewards[proposal], rng.random(batch))
+        chosen, uniform = np.where(hit, proposal, memory), rng.random()
+        for kind, found in estimates.items():
+            weights = resample(estimator_weights(kind, np.ones(batch, bool), hit), count, uniform)
+            found.append(weights[:batch] @ gradients[asked, chosen] + weights[batch:] @ gradients[asked, proposal])
+    basic, control = (np.var(np.array(found), axis=0).sum() for found in estimates.values())
+    return float(control / basic)
+
+
+@pytest.mark.parametrize(("accuracy", "low", "high"), [(0.3, 1.1, 1.6), (0.75, 0.35, 0.7), (0.95, 0.0, 0.15)])
+def test_resampling_makes_the_control_variate_dearer_below_half(accuracy: float, low: float, high: float) -> None:
+    """The sizes of its weights add up to (1 - a)(1 + 2 a) at accuracy a, those of the basic ones to 1."""
+    assert low < resampled_ratio(accuracy, 32, 16, 400) < high
+    assert resampled_ratio(accuracy, 32, 64, 400) < 1.02, "with all terms it does not"
+
+
 def test_training_on_accepted_proposals_alone_is_biased() -> None:
     model = Enumerable(2, seed=1)
     model.own[0, 2] += 2.0  # one easy question, one hard
@@ -317,3 +352,26 @@ def test_what_cannot_be_is_named() -> None:
         estimator_weights("reinforce", [True], [True])  # pyright: ignore[reportArgumentType]
     with pytest.raises(RestillError, match="above 0"):
         resample_systematic([0.0, 0.0], 2, 0.5)
+
+
+def test_a_step_of_the_job_has_algorithm_3s_terms() -> None:
+    """Four questions: accepted, rejected, rejected with a memory of before, and never solved."""
+
+    def latent(name: int, reward: float) -> Latent:
+        return Latent(sequences=(Example(tokens=(name, 1), weights=(0.0, 1.0)),), answer=str(name), reward=reward)
+
+    asked = [Question(id=str(n), question=f"{n}?", answers=["x"]) for n in range(4)]
+    old = {q.key: latent(10 + n, 1.0) for n, q in enumerate(asked[:3])}
+    new = [latent(20, 1.0), latent(21, 0.0), latent(22, 0.0), latent(23, 0.0)]
+    lab: Any = SimpleNamespace(
+        questions={q.key: q for q in asked},
+        minibatch=lambda step, size: asked,
+        propose=lambda batch, step: [Scored(q, None, z) for q, z in zip(batch, new, strict=True)],  # type: ignore[arg-type]
+        uniforms=lambda step, purpose: np.random.default_rng(0),
+    )
+    source = TRICE(minibatch=4, resampled=8).source()
+    source.memory = Memory(old)
+    found = {term.latent.answer: term.weight for term in source.step(lab, 0).terms}
+    # beta is the others' rate: 0 of 2 for the accepted one, 1 of 2 for each of the rejected.
+    assert found == pytest.approx({"20": 1 / 3, "11": 1 / 3, "12": 1 / 3, "21": -1 / 6, "22": -1 / 6})
+    assert source.memory.latents[asked[0].key] is new[0] and asked[3].key not in source.memory.latents
