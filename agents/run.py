@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 from ..models.engine.stats import Stats
 from ..models.errors import RestillError
-from .shards import ShardWriter, code_version, locked, write_atomically
+from .shards import ShardWriter, locked, write_atomically
 from .trajectory import Trajectory
+from .version import code_version
 
 MANIFEST = "run.json"
 _SHARD = re.compile(r"trajectories-(\d+)-of-(\d+)\.jsonl")

@@ -8,7 +8,6 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -19,14 +18,6 @@ try:
     import fcntl
 except ImportError:  # no such lock on this platform: one writer at a time is then the user's care
     fcntl = None
-
-
-def code_version() -> str:
-    """Version of the installed package."""
-    try:
-        return metadata.version("restill")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"
 
 
 def write_atomically(path: Path, text: str) -> None:

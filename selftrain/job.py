@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..agents.shards import checked_shard, code_version
+from ..agents.shards import checked_shard
+from ..agents.version import code_version
 from ..models.errors import RestillError
 from .files import hash_json, read_json, write_json
 from .workers import at_work, wait_for

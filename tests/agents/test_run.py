@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from restill.agents.run import Key, Run
 from restill.agents.trajectory import Sample, Step, Trajectory
+from restill.agents.version import code_version, sources_hash
 from restill.models.errors import RestillError
 
 FILE = "trajectories-0-of-1.jsonl"
@@ -141,7 +143,20 @@ def test_the_manifest_is_merged_and_keeps_the_seed(tmp_path: Path) -> None:
     with pytest.raises(RestillError, match="made with seed 1"):
         Run.create(tmp_path, seed=2)
     assert not list(tmp_path.glob("*.tmp"))
-    assert json.loads((tmp_path / "run.json").read_text())["code_versions"]
+    assert json.loads((tmp_path / "run.json").read_text())["code_versions"] == [code_version()]
+
+
+def test_the_code_version_tells_one_state_of_the_sources_from_another(tmp_path: Path) -> None:
+    (tmp_path / "agents").mkdir()
+    module, beside = tmp_path / "agents" / "a.py", tmp_path / "benchmark"
+    seen = list[str]()
+    for text in ("x = 1\n", "x = 2\n", "x = 1\n"):
+        module.write_text(text)
+        seen.append(sources_hash(tmp_path))
+    beside.mkdir()
+    (beside / "b.py").write_text("y = 1\n")
+    assert seen[0] == seen[2] == sources_hash(tmp_path) != seen[1]
+    assert re.fullmatch(r"\d[\w.]*\+[0-9a-f]{8}", code_version())
 
 
 def test_the_summary_keeps_agents_apart(tmp_path: Path) -> None:
