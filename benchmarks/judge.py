@@ -240,14 +240,18 @@ def main(
             chat.close()
             _show(measures)
     if part in ("ranker", "both"):
-        tokenizer = model.tokenizer
+        tokenizer, asked = model.tokenizer, other.heldout[: max(3, steps // 5)]
+        few = asked[: max(2, len(asked) // 6)]
+        small = scripted_run(other, few, out / "ranker-test-few", tokenizer, noise=0.25)
+        measures |= measure_rankers({"0-shot": PromptStepRanker(model=model), "random-few": RandomStepRanker()},
+                                    small, few, tokenizer)  # fmt: skip
+        _show(measures)
         train_run = scripted_run(world, world.train, out / "ranker-train", tokenizer, noise=0.25)
         listed = labelled_choices(train_run, world.train)
         chosen = random.Random(3).sample(listed, min(steps, len(listed)))
         started = time.monotonic()
         adapter = train_ranker(model.checkpoint, chosen, out=out / "ranker-adapter", train=RANKER_TRAIN, progress=True)
         measures["ranker: training minutes (of this call)"] = (time.monotonic() - started) / 60
-        asked = other.heldout[: max(3, steps // 5)]
         run = scripted_run(other, asked, out / "ranker-test", tokenizer, noise=0.25)
         trained = model.with_adapter(adapter)
         rankers: dict[str, StepRanker] = {
@@ -258,10 +262,6 @@ def main(
         }
         measures |= measure_rankers(rankers, run, asked, tokenizer)
         trained.close()
-        few = asked[: max(2, len(asked) // 6)]
-        small = scripted_run(other, few, out / "ranker-test-few", tokenizer, noise=0.25)
-        measures |= measure_rankers({"0-shot": PromptStepRanker(model=model), "random-few": RandomStepRanker()},
-                                    small, few, tokenizer)  # fmt: skip
         model.close()
         _show(measures)
     if json_out:
