@@ -8,7 +8,7 @@ answer, and have read it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..agents.scores import normalise
 from ..agents.search.agent import SearchAgent
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
+from ..retrieval.types import Document
 from .expert import ExpertModel, Script, gold_script
 from .feedback import CompletedRanker, GoldRanker
 from .guide import hint as world_hint
@@ -35,7 +36,7 @@ class Pilot:
     Attributes:
         questions: how many of the training questions it may see.
         guide: ``"expert"``: the scripted expert writes the turns; else a function from a question to a hint
-            (see :func:`gold_hint`) that the model sees and that is never stored.
+            (:func:`gold_hint`, :class:`GoldDocuments`) that the model sees and that is never stored.
         teacher: another chat model (any of LangChain's, such as a ``RemoteChatModel``) that makes the trajectories in
             the agent's place; what it did is told anew in the agent's tokens (``retold``). With a guide that is a
             function it sees the hints too. Where no question has answers, every completed trajectory is kept.
@@ -137,6 +138,28 @@ def grounded(trajectory: Trajectory) -> bool:
     answer = normalise(trajectory.answer or "")
     read = (step.observation.text for step in trajectory.steps if step.observation is not None)
     return answer in ("yes", "no") or any(f" {answer} " in f" {normalise(text)} " for text in read)
+
+
+class GoldDocuments:
+    """A guide that shows a labelled question's gold documents (by id, else by title), then what :func:`gold_hint` says.
+
+    Raises when called:
+        RestillError: a gold document is not among ``documents``, or the question has no labels.
+    """
+
+    def __init__(self, documents: Iterable[Document]) -> None:
+        self._by_name = dict[str, Document]()
+        for document in documents:
+            self._by_name[document.id] = self._by_name[document.title] = document
+
+    def __call__(self, question: Question) -> str:
+        names = question.gold or question.gold_titles
+        if missing := [name for name in names if name not in self._by_name]:
+            raise RestillError(
+                f"question {question.id!r}: there is no document {missing[0]!r} to show"
+            )
+        shown = " ".join(f"{self._by_name[name].title}: {self._by_name[name].text}" for name in names)
+        return f"{shown} {gold_hint(question)}"
 
 
 def gold_hint(question: Question) -> str:

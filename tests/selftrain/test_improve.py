@@ -18,12 +18,13 @@ from restill.agents.testing import ScriptedModel, answer, call
 from restill.models.errors import RestillError
 from restill.models.lora import load_peft
 from restill.models.testing import tiny_checkpoint
+from restill.retrieval.types import Document
 from restill.selftrain import phases as module
 from restill.selftrain.feedback import CompletedRanker, LikelihoodRanker, RandomRanker
 from restill.selftrain.improve import improve
 from restill.selftrain.job_folder import JobFolder, plan
 from restill.selftrain.mixture import Mixture
-from restill.selftrain.pilot import Pilot, gold_hint
+from restill.selftrain.pilot import GoldDocuments, Pilot, gold_hint
 from restill.selftrain.ranker_prompt import PromptStepRanker
 from restill.selftrain.report import Report, comparisons
 from restill.selftrain.rest import ReST
@@ -316,6 +317,20 @@ def test_a_hint_guides_the_pilot_and_is_not_stored(tmp_path: Path) -> None:
     assert hint.startswith('Plan: search "Ship ') and made.guide
     assert hint in model.tokenizer.decode(model.requests[0].prompt)
     assert "Plan:" not in model.tokenizer.decode(made.token_ids())
+
+
+def test_a_guide_may_show_the_gold_documents() -> None:
+    documents = [Document(id="d", title="Ship 1", text="Ship 1 was made\nby Ada 1.")]
+    guide, [_, asked, other] = GoldDocuments(documents), questions(3)
+    assert guide(asked) == f"Ship 1: {documents[0].text} {gold_hint(asked)}"
+    assert guide(asked.model_copy(update={"gold": ["d"]})) == guide(asked)
+    with pytest.raises(RestillError, match="no document 'Ship 2' to show"):
+        guide(other)
+    pilot, model = Pilot(questions=3, guide=guide), Trainable()
+    assert pilot.choose(questions(3), 0) == [asked]
+    made = pilot.guided(agent(model), [asked]).invoke(asked).trajectory
+    assert "was made by Ada 1. Plan:" in model.tokenizer.decode(model.requests[0].prompt)
+    assert made.guide and "Plan:" not in model.tokenizer.decode(made.token_ids())
 
 
 def test_questions_without_labels_are_learnt_from(tmp_path: Path) -> None:
