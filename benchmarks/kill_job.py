@@ -198,8 +198,10 @@ def _timeless(value: Any) -> Any:
 def kill_and_compare(out: Path, words: list[str], peace: Path, kills: Iterable[Kill]) -> Iterator[str]:
     """Kill a job again and again, end it, and tell what differs from the one in ``peace``."""
     held: dict[str, Any] = {}
+    late = 0
     for kill in kills:
         phase, alive = kill.phase, kill_once(words, out, kill)
+        late += not alive
         now = finished(out / JOB)
         saves = [step.name for step in (out / JOB).glob("*/adapter.training/checkpoints/*")]
         saved = max((int(name) for name in saves if name.isdigit()), default=0)
@@ -209,6 +211,8 @@ def kill_and_compare(out: Path, words: list[str], peace: Path, kills: Iterable[K
         )
         yield from (f"kill in {phase}: {name} was lost or changed" for name in changed(held, now))
         held = now
+    if 2 * late > len(kills):
+        yield f"{late} of {len(kills)} kills came too late to tell anything"
     job = finish(words, out)
     yield from (f"in the end: {name} was lost or changed" for name in changed(held, finished(job)))
     yield from (f"twice: {what}" for what in repeated(job))
