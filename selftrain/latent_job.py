@@ -8,6 +8,7 @@ from typing import Any
 
 from ..models.errors import RestillError
 from ..models.memory import trim
+from .checks import trained_on
 from .digests import digest, weights_hash
 from .em import Maximisation
 from .files import hash_json, read_json, write_json
@@ -86,7 +87,9 @@ class LatentImprovement(Phases[LatentMethod]):
                 "few_shot": 0,
                 "arm": method.arm,
                 "recipe": self.method.knobs(),
-                "train_question_hashes": sorted(q.key for q in self.train),
+                "train_question_hashes": sorted(
+                    {q.key for q in self.train} | trained_on(start) | trained_on(self.checkpoint.folder)
+                ),
                 "begun": read_json(work / "begun.json"),
                 **summary,
             }

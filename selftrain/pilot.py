@@ -155,9 +155,7 @@ class GoldDocuments:
     def __call__(self, question: Question) -> str:
         names = question.gold or question.gold_titles
         if missing := [name for name in names if name not in self._by_name]:
-            raise RestillError(
-                f"question {question.id!r}: there is no document {missing[0]!r} to show"
-            )
+            raise RestillError(f"question {question.id!r}: there is no document {missing[0]!r} to show")
         shown = " ".join(f"{self._by_name[name].title}: {self._by_name[name].text}" for name in names)
         return f"{shown} {gold_hint(question)}"
 

@@ -40,11 +40,12 @@ def with_adapters(engine: Engine) -> Engine:
     return engine
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_config: DecoderConfig, tiny_tokenizer: Tokenizer) -> Iterator[Engine]:
-    config = replace(tiny_config, num_layers=1)  # no more to compile than need be
+@pytest.fixture(scope="module", params=[300, pytest.param(700, marks=pytest.mark.slow)])
+def engine(request: pytest.FixtureRequest, tiny_config: DecoderConfig, tiny_tokenizer: Tokenizer) -> Iterator[Engine]:
+    """One segment of context, or three, for which twice as many programs are compiled."""
+    config = replace(tiny_config, num_layers=1)
     params = init_params(config, jax.random.key(0), scale=0.3)
-    engine = with_adapters(Engine(config, params, tiny_tokenizer, slots=4, max_context=700))
+    engine = with_adapters(Engine(config, params, tiny_tokenizer, slots=4, max_context=request.param))
     yield engine
     engine.close()
 
@@ -87,7 +88,8 @@ def test_after_warmup_nothing_is_compiled_by_500_random_requests(engine: Engine,
     engine.warmup()
     before, rng = engine.compilations, random.Random(0)
     engine.generate([Request(prompt=(1,))])  # nothing is in the cache yet
-    flood(engine, [random_request(rng, 600, ADAPTERS) for _ in range(500)], rng)
+    longest = engine.max_context - 100
+    flood(engine, [random_request(rng, longest, ADAPTERS) for _ in range(500)], rng)
     assert engine.compilations == before
     drained(engine)
 

@@ -102,7 +102,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         log.cut(0)
         for step in range(1, 4):
             log.append({"step": step, "epoch": 0, "loss": place / step, "grad_norm": 1.0})
-        phases.job.phase(f"{arm}/train", {}, lambda: {"steps": 3})
+        phases.job.phase(f"{arm}/train", {}, lambda cut=place: {"steps": 3, "truncated": cut})
         phases.score(arm, arm, agent(arm))
     return out
 
