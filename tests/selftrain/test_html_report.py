@@ -214,7 +214,7 @@ def test_rankers_mixtures_and_phases_are_listed(job: Path, page: Any) -> None:
     for place, (arm, name) in enumerate((("pilot", "pilot"), ("gen1", "generation 1"), ("control", "control")), 1):
         mixture = Mixture.load(job / arm / "mixture.jsonl")
         assert training[name][3:6] == [str(len(mixture)), str(mixture.tokens), str(mixture.targets)]
-        assert training[name][6:] == ["3", f"{place / 3:.4f}"]
+        assert training[name][6:] == [str(place), "3", f"{place / 3:.4f}"]
     assert "occupancy 0.75" in phases["gen1/rollout"][1]
     seconds = {str(f.relative_to(job)).removesuffix(".done.json"): f for f in job.glob("*/*.done.json")}
     assert {name: row[0] for name, row in phases.items()} == {
