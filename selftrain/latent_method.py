@@ -100,7 +100,7 @@ class LatentMethod:
     minibatch: int = 32
     resampled: int = 16
     reward: Reward = right
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(row_length=512))
+    train: TrainConfig = field(default_factory=TrainConfig)  # rows as long as ``max_context``
     start: Literal["previous", "base"] = "previous"
     pilot: Pilot | None = None
     slots: int = 16
