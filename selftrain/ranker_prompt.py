@@ -21,6 +21,7 @@ from .step_rankers import Order
 
 RANKER_FORMAT = "ranker-1"
 MAX_TOKENS = 192
+MOST_LISTED = 5
 
 _RULES = """\
 You rate an assistant that answers questions by searching, one step at a time. Below stands what the model can see
@@ -119,10 +120,24 @@ def ranker_messages(seen: str, samples: Sequence[str], seed: int = 0) -> list[Me
 
 
 def ranker_grammar(count: int) -> str:
-    """The three lines, with the numbers from 1 to ``count``; that each comes once is left to the parser."""
-    number = "#(" + "|".join(str(n) for n in range(1, count + 1)) + ")"
-    ranking = " > ".join([number] * count)
-    return regex_grammar(rf"Explanation: [^\n]{{1,240}}\nAnswer: {number}\nRanking: {ranking}")
+    """The three lines, with the numbers from 1 to ``count``, each once and the answer first.
+
+    Of more than ``MOST_LISTED`` samples there are too many orders to write down; the parser then judges them.
+    """
+    numbers = range(1, count + 1)
+    if count > MOST_LISTED:
+        one = f"#({'|'.join(map(str, numbers))})"
+        told = f"Answer: {one}\\nRanking: {' > '.join([one] * count)}"
+    else:
+        told = "|".join(f"Answer: #{n}\\nRanking: {_orders([n], numbers)}" for n in numbers)
+    return regex_grammar(rf"Explanation: [^\n]{{1,240}}\n({told})")
+
+
+def _orders(begun: list[int], numbers: Sequence[int]) -> str:
+    """A regular expression of all rankings that begin so."""
+    left = [n for n in numbers if n not in begun]
+    after = "|".join(f" > {_orders([*begun, n], numbers)}" for n in left)
+    return f"#{begun[-1]}({after})" if left else f"#{begun[-1]}"
 
 
 _REPLY = re.compile(

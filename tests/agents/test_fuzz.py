@@ -14,6 +14,7 @@ from restill.agents.budget import Budget
 from restill.agents.protocol import parse
 from restill.agents.react import ReActAgent
 from restill.agents.testing import ByteTokenizer, ScriptedModel, make_hit, write_turn
+from restill.agents.tools import Tool
 from restill.agents.trajectory import Trajectory
 from restill.models.engine.request import Completion, Request
 
@@ -38,9 +39,8 @@ _calls_of = {
 }
 _names = st.sampled_from([*_calls_of, "Search", "", "fly"]) | _words
 _any_arguments = st.one_of(*_calls_of.values(), st.dictionaries(_words, _json, max_size=2), _json)
-_good = st.sampled_from(["search", "add", "fail", "search", "add", "fail", "finish"]).flatmap(
-    lambda name: st.builds(write_turn, st.just("t"), st.just(name), _calls_of[name])
-)
+_each = {name: st.builds(write_turn, st.just("t"), st.just(name), call) for name, call in _calls_of.items()}
+_good = st.one_of(*2 * [_each["search"], _each["add"], _each["fail"]], _each["finish"])
 _close = st.builds(lambda t, n, a: f"Thought: {t}\nAction: {n} {json.dumps(a)}", _words, _names, _any_arguments)
 _broken = st.builds(lambda turn, cut, more: turn[:cut] + more, _close | _good, st.integers(0, 120), _words)
 _deep = st.builds(
@@ -79,6 +79,9 @@ async def fail(query: str) -> str:
     raise ValueError(query)
 
 
+_tools = [Tool.of(search), Tool.of(add), Tool.of(fail)]
+
+
 def _model(data: st.DataObject) -> ScriptedModel:
     def reply(prompt: str, request: Request) -> str | Completion:
         output = data.draw(_outputs)
@@ -106,7 +109,7 @@ def test_ten_thousand_model_outputs_break_neither_parser_nor_loop() -> None:
 def _one_run(data: st.DataObject, budget: Budget) -> None:
     _calls.clear()
     model = _model(data)
-    agent = ReActAgent(model, [search, add, fail], few_shot=0, budget=budget, observation_tokens=120, step_tokens=200)
+    agent = ReActAgent(model, _tools, few_shot=0, budget=budget, observation_tokens=120, step_tokens=200)
     trajectory = asyncio.run(agent.arun("What?", seed=1))
     _check(trajectory, budget, model)
     _through.update(outputs=len(trajectory.steps), forced=trajectory.forced)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -305,6 +306,17 @@ def test_the_grammar_of_a_local_model_allows_the_three_lines_only() -> None:
     assert accepts(grammar, ranking(2, 1, 3))
     assert not accepts(grammar, ranking(2, 1)) and not accepts(grammar, ranking(4, 1, 2))
     assert not accepts(grammar, "#1 is the best.") and not accepts(grammar, ranking(2, 1, 3) + "\n")
+    assert not accepts(grammar, ranking(2, 1, 3).replace("Answer: #2", "Answer: #1"))
+
+
+@pytest.mark.parametrize("count", [2, 4, 7])
+def test_of_few_samples_whatever_the_grammar_allows_is_read(count: int) -> None:
+    grammar, rng = ranker_grammar(count), random.Random(count)
+    for _ in range(40):
+        reply = ranking(*(rng.randint(1, count) for _ in range(count)))
+        read = read_ranking(reply, count) is not None
+        assert accepts(grammar, reply) == (read or count == 7)
+        assert accepts(grammar, ranking(*rng.sample(range(1, count + 1), count)))
 
 
 # -- the adapter
