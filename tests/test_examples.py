@@ -71,7 +71,7 @@ def test_self_improve(place, capsys):
     report = main_of("self_improve")(
         place / "job",
         entities=60,
-        train=6,
+        train=12,
         heldout=2,
         generations=0,
         model=str(place / "model"),
