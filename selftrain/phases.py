@@ -77,7 +77,8 @@ class Phases(Generic[AnyMethod]):
         def work() -> dict[str, Any]:
             run = Run.open(folder)
             found = sorted(run.filter(agent=agent.fingerprint), key=lambda t: t.key)
-            content = hash_json([[*t.key, t.status, t.answer, t.token_ids() or _said(t)] for t in found])
+            said = [t.token_ids() or [step.sample.text for step in t.steps] for t in found]
+            content = hash_json([[*t.key, t.status, t.answer, turns] for t, turns in zip(found, said, strict=True)])
             worked = run.stats(agent.fingerprint)
             occupancy = {} if worked is None else {"occupancy": worked.occupancy}
             return {"agent": agent.fingerprint, "trajectories": len(found), "content": content, **occupancy}
@@ -315,11 +316,6 @@ class Phases(Generic[AnyMethod]):
             return self.agent.replace(model=model.with_adapter(trained), few_shot=0)
         whole = agent.model.with_weights(trained)
         return self.agent.replace(model=whole, few_shot=0)
-
-
-def _said(trajectory: Trajectory) -> list[str]:
-    """The turns of a model without token ids."""
-    return [step.sample.text for step in trajectory.steps]
 
 
 def release(agent: Agent) -> None:

@@ -250,7 +250,7 @@ def test_improve_trains_a_pilot_and_resumes(place, tmp_path):
     assert [arm["name"] for arm in report["arms"]] == ["base", "pilot"]
     made = report["method"]
     assert (made["start"], made["replay"], made["mode"], made["train"]["row_length"]) == ("base", True, "step", 768)
-    assert report["phases"]["pilot/train"]["truncated"] >= 0
+    assert "truncated" in report["phases"]["pilot/train"]
     assert report["deltas"][0]["interval"] and json.loads(run(*args, "--no-baseline").stdout) == report  # it was scored
     result = CliRunner().invoke(app, ["ask", "Who?", "--adapter", report["adapter"], *QUICK, "--json"])
     assert json.loads(result.stdout)["trajectory"]["adapter"] == "adapter"
