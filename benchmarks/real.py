@@ -48,6 +48,7 @@ def main(
     written: Annotated[int, typer.Option(help="Questions that are written about the documents.")] = 800,
     generations: Annotated[int, typer.Option(help="After the pilot.")] = 2,
     samples: Annotated[int, typer.Option(help="Trajectories a question in a generation.")] = 1,
+    baseline: Annotated[bool, typer.Option(help="Also score the untrained model; a later run may do so.")] = True,
     install: Annotated[Path | None, typer.Option(help="Copy the adapter here.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few questions, none written; no measure.")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the measures here, flat.")] = None,
@@ -71,16 +72,20 @@ def main(
         budget=Budget(steps=SEARCHES + 1, seconds=None),
         observation_tokens=OBSERVED,
     )
-    tune = TrainConfig(epochs=2, rows=1, row_length=LONGEST, frozen_layers=10, lr=3e-3)
+    tune = TrainConfig(epochs=2, rows=1, row_length=LONGEST, frozen_layers=10, lr=3e-3, precision="bf16")
     method = ReST(
         generations=generations, samples=samples, keep_per_question=samples, start="base", replay=True, train=tune,
         pilot=Pilot(questions=shown, script=search_then_follow),
     )  # fmt: skip
-    report = improve(agent, train, out=out / "job", method=method, eval=asked, deadline=None, progress=True)
+    report = improve(
+        agent, train, out=out / "job", method=method, eval=asked, baseline=baseline, deadline=None, progress=True
+    )
     Console(width=140).print(report.table())
     measures = dict[str, float]()
     grown = {f"generation {n}": f"gen{n}" for n in range(1, generations + 1)}
     for arm, folder in {"base": "base", "pilot": "pilot", **grown}.items():
+        if not (out / "job" / folder / "eval.json").exists():
+            continue
         scored = EvalReport.model_validate_json((out / "job" / folder / "eval.json").read_bytes())
         measures |= {f"{arm}: em": scored.em, f"{arm}: f1": scored.f1, f"{arm}: recall": scored.recall or 0.0}
         measures |= {f"{arm}: lost to {why}": share for why, share in (scored.lost or {}).items()}

@@ -100,6 +100,10 @@ ConcurrencyOption = Annotated[
     int | None,
     typer.Option(min=1, help="Questions in flight; by default as many as keep the model busy.", rich_help_panel=_R),
 ]
+Bf16Option = Annotated[
+    bool,
+    typer.Option("--bf16", help="Train with bf16 products: faster on processors that have them (avx512_bf16, GPUs)."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
 

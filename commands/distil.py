@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from .common import DEFAULT_MODEL, AdapterOption, JsonOption, ModelOption, SeedOption, fetch, print_json
+from .common import (
+    DEFAULT_MODEL,
+    AdapterOption,
+    Bf16Option,
+    JsonOption,
+    ModelOption,
+    SeedOption,
+    fetch,
+    print_json,
+)
 
 
 def distill(
@@ -38,6 +47,7 @@ def distill(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Packed rows in a step.")] = None,
     row_length: Annotated[int | None, typer.Option(min=8, help="Tokens in a row.")] = None,
+    bf16: Bf16Option = False,
     model: ModelOption = DEFAULT_MODEL,
     adapter: AdapterOption = None,
     seed: SeedOption = 0,
@@ -57,7 +67,7 @@ def distill(
 
     fetch([model])
     kind = parse_student(student)
-    given = {"epochs": epochs, "lr": lr, "rows": rows, "row_length": row_length}
+    given = {"epochs": epochs, "lr": lr, "rows": rows, "row_length": row_length, "precision": "bf16" if bf16 else None}
     folder = run_distill(
         model,
         data,

@@ -13,6 +13,7 @@ from .common import (
     DEFAULT_MODEL,
     AdapterOption,
     AgentOption,
+    Bf16Option,
     ConcurrencyOption,
     DeterministicOption,
     DocsOption,
@@ -94,6 +95,7 @@ def improve(
     per_step: Annotated[
         bool, typer.Option("--per-step", help="Make each step an example, with its prompt, instead of each trajectory.")
     ] = False,
+    bf16: Bf16Option = False,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0.0, help="How often an unfinished training is saved; 0: after each step.")
@@ -159,6 +161,7 @@ def improve(
                     "row_length": row_length,
                     "frozen_layers": frozen_layers,
                     "method": "full" if full else "lora",
+                    "precision": "bf16" if bf16 else "f32",
                     "checkpoint_seconds": checkpoint_seconds,
                 },  # fmt: skip
             )

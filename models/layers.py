@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 
 from .int8 import int8_matmul
+from .mixed import NARROW, lora_matmul, matmul
 
 
 class LoRAParam(nnx.Param):
@@ -18,7 +19,8 @@ class Linear(nnx.Module):
     """``x @ kernel`` plus, where the layer carries LoRA leaves, ``scale * (x @ a) @ b``.
 
     Args:
-        kernel: ``[in, out]``; or int8 ``[out, in]`` with ``channels [out]`` f32, its scales (``int8.int8_matmul``).
+        kernel: ``[in, out]``; bf16 under an f32 input is mixed precision (``mixed``), as training has it; or int8
+            ``[out, in]`` with ``channels [out]`` f32, its scales (``int8.int8_matmul``).
         two_terms: of an int8 kernel: write the input as two int8 rows.
         lora: ``(a [in, rank], b [rank, out])`` or None (Hu et al. 2106.09685, section 4.1).
         scale: ``alpha / rank``, or ``[B, n]`` where the leaves hold n adapters side by side: what of each a row takes.
@@ -42,6 +44,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Map ``[..., in]`` to ``[..., out]``."""
+        if self.channels is None and self.kernel[...].dtype == NARROW and x.dtype == jnp.float32:
+            return self._mixed(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
         if self.channels is None:
             y = x @ self.kernel[...]
         else:
@@ -55,6 +59,12 @@ class Linear(nnx.Module):
                 share = jnp.repeat(select, inner.shape[-1] // select.shape[-1], axis=-1)
                 y = y + (inner * share[:, None].astype(x.dtype)) @ self.lora_b[...]
         return y
+
+    def _mixed(self, x: Array) -> Array:
+        if self.lora_a is None or self.lora_b is None:
+            return matmul(x, self.kernel[...])
+        assert isinstance(self.scale, float | int)
+        return lora_matmul(x, self.kernel[...], self.lora_a[...], self.lora_b[...], float(self.scale))
 
 
 class RMSNorm(nnx.Module):

@@ -5,18 +5,23 @@ leaves their log-sum-exp behind, from which the backward pass computes the proba
 ``[L, L]`` array ever exists. Tiles after a block of queries, or wholly before the segments that it touches, are not
 computed.
 
-Inside, everything is f32 and in tiles: N blocks of T positions, with the G query heads of a key-value head side by
-side. Queries are columns, ``[D, G * T]``, and so are their scores, ``[T, G * T]``: on a CPU a seventh faster than rows
-with the one key-value head of nano models (and a seventh slower with three heads of 64).
+Inside, everything but the factors of ``narrow`` products is f32 and in tiles: N blocks of T positions, with the G
+query heads of a key-value head side by side. Queries are columns, ``[D, G * T]``, and so are their scores, ``[T, G *
+T]``: on a CPU a seventh faster than rows with the one key-value head of nano models (and a seventh slower with three
+heads of 64).
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ..models.decoder import NEG_INF
+from ..models.mixed import COLUMNS, NARROW, ROWS, product
 
 TILE = {"cpu": 64}
 """Most positions of a tile, by backend: what stays in a CPU's cache."""
@@ -25,7 +30,7 @@ ELSEWHERE = 512
 LANES = 8
 
 
-def packed_attention(q: Array, k: Array, v: Array, segments: Array) -> Array:
+def packed_attention(q: Array, k: Array, v: Array, segments: Array, *, narrow: bool = False) -> Array:
     """Causal grouped-query attention within segments.
 
     A segment is a run of equal numbers in a row. A negative number is padding, which sees nothing but itself, so that
@@ -34,6 +39,7 @@ def packed_attention(q: Array, k: Array, v: Array, segments: Array) -> Array:
 
     Args:
         q: ``[B, L, H, D]``. k, v: ``[B, L, KV, D]``, H a multiple of KV. segments: ``[B, L]`` int.
+        narrow: round the factors of all products to bf16, as ``models/mixed.py`` does.
 
     Returns:
         ``[B, L, H, D]``, of the type of ``q``.
@@ -49,7 +55,7 @@ def packed_attention(q: Array, k: Array, v: Array, segments: Array) -> Array:
     low = first[:, ::tile].min(0) // tile
     starts = _cut(jnp.broadcast_to(first[..., None, None], (*first.shape, heads // kv, 1)), 1, tile)
     columns, keys, values = (_cut(x.astype(jnp.float32), kv, tile) for x in (q, k, v))
-    out = _attend(columns * dim**-0.5, keys.mT, values.mT, starts, low)
+    out: Any = _attend(narrow, columns * dim**-0.5, keys.mT, values.mT, starts, low)
     return _join(out, tile)[:, :length].astype(q.dtype)
 
 
@@ -93,11 +99,11 @@ def _scores(columns: Array, keys: Array, starts: Array, i: Array, j: Array) -> A
     tile = keys.shape[-2]
     query = i * tile + jnp.arange(columns.shape[-1]) % tile
     key = (j * tile + jnp.arange(tile))[:, None]
-    return jnp.where((key >= starts) & (key <= query), keys @ columns, NEG_INF)
+    return jnp.where((key >= starts) & (key <= query), product(keys, columns), NEG_INF)
 
 
-@jax.custom_vjp
-def _attend(q: Array, k: Array, v: Array, starts: Array, low: Array) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(narrow: bool, q: Array, k: Array, v: Array, starts: Array, low: Array) -> Array:
     """Attention on tiles.
 
     Args:
@@ -108,10 +114,13 @@ def _attend(q: Array, k: Array, v: Array, starts: Array, low: Array) -> Array:
     Returns:
         As ``q``.
     """
-    return _forward(q, k, v, starts, low)[0]
+    return _forward(narrow, q, k, v, starts, low)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, starts: Array, low: Array) -> tuple[Array, tuple[Array, ...]]:
+def _forward(narrow: bool, q: Array, k: Array, v: Array, starts: Array, low: Array) -> tuple[Array, tuple[Array, ...]]:
+    if narrow:
+        q, k, v = (x.astype(NARROW) for x in (q, k, v))
+
     def block(x: tuple[Array, ...]) -> tuple[Array, Array]:
         i, columns, start, first = x
 
@@ -122,10 +131,10 @@ def _forward(q: Array, k: Array, v: Array, starts: Array, low: Array) -> tuple[A
             scores = _scores(columns, _at(k, j), start, i, j)
             higher = jnp.maximum(top, scores.max(-2, keepdims=True))
             p, fade = jnp.exp(scores - higher), jnp.exp(top - higher)
-            return higher, total * fade + p.sum(-2, keepdims=True), out * fade + _at(v, j).mT @ p
+            return higher, total * fade + p.sum(-2, keepdims=True), out * fade + product(_at(v, j), p, COLUMNS)
 
         line = columns[..., :1, :]
-        state = jnp.full_like(line, NEG_INF), jnp.zeros_like(line), jnp.zeros_like(columns)
+        state = jnp.full(line.shape, NEG_INF), jnp.zeros(line.shape), jnp.zeros(columns.shape)
         top, total, out = jax.lax.fori_loop(first, i + 1, tile, state)
         return out / total, top + jnp.log(total)
 
@@ -133,9 +142,10 @@ def _forward(q: Array, k: Array, v: Array, starts: Array, low: Array) -> tuple[A
     return out, (q, k, v, starts, low, out, logsum)
 
 
-def _backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array | None, ...]:
+def _backward(narrow: bool, saved: tuple[Array, ...], grad: Array) -> tuple[Array | None, ...]:
     q, k, v, starts, low, out, logsum = saved
     inner = (grad * out).sum(-2, keepdims=True)
+    grad = grad.astype(NARROW) if narrow else grad
 
     def block(sums: tuple[Array, Array], x: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         i, columns, start, first, logs, seed, mean = x
@@ -144,13 +154,14 @@ def _backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array | None, ...]
             dq, dk, dv = state
             keys = _at(k, j)
             p = jnp.exp(_scores(columns, keys, start, i, j) - logs)
-            ds = p * (_at(v, j) @ seed - mean)
-            return dq + keys.mT @ ds, _add(dk, ds @ columns.mT, j), _add(dv, p @ seed.mT, j)
+            ds = p * (product(_at(v, j), seed) - mean)
+            dk, dv = _add(dk, product(ds, columns, ROWS), j), _add(dv, product(p, seed, ROWS), j)
+            return dq + product(keys, ds, COLUMNS), dk, dv
 
-        dq, dk, dv = jax.lax.fori_loop(first, i + 1, tile, (jnp.zeros_like(columns), *sums))
+        dq, dk, dv = jax.lax.fori_loop(first, i + 1, tile, (jnp.zeros(columns.shape), *sums))
         return (dk, dv), dq
 
-    zeros = jnp.zeros_like(k), jnp.zeros_like(v)
+    zeros = jnp.zeros(k.shape), jnp.zeros(v.shape)
     (dk, dv), dq = jax.lax.scan(block, zeros, (jnp.arange(len(q)), q, starts, low, logsum, grad, inner))
     return dq, dk, dv, None, None
 

@@ -19,6 +19,7 @@ from jax import Array
 from ..models.config import DecoderConfig
 from ..models.decoder import Block
 from ..models.layers import RMSNorm, rope_angles
+from ..models.mixed import COLUMNS, NARROW, ROWS, product
 from .attention import packed_attention
 
 Leaves = Mapping[str, Array]
@@ -40,7 +41,8 @@ def run_layers(
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         rows = [part.reshape(*segments.shape, *part.shape[1:]) for part in (q, k, v)]
-        return packed_attention(rows[0], rows[1], rows[2], segments).reshape(q.shape)
+        narrow = params[f"layers.{layer}.q"].dtype == NARROW
+        return packed_attention(rows[0], rows[1], rows[2], segments, narrow=narrow).reshape(q.shape)
 
     for i in layers:
         x = Block(config, params, i, lora, scale)(x, angles, attend)
@@ -71,6 +73,8 @@ def cross_entropy(
 ) -> Array:
     """Sum of ``-weights * sum_k shares_k * log p(ids_k)`` over the first ``count`` rows of ``hidden [N, D]`` (normed).
 
+    A bf16 ``kernel`` makes the products those of mixed precision; all else is f32.
+
     A target is a distribution over few tokens: ``ids, shares [N, K]``, shares that sum to one, ids that differ (where
     a share is 0 any id). One token with share 1 is the usual loss; sampled teacher tokens with their shares are
     distillation (Gemma 3, 2503.19786, section 2). ``count`` is dynamic: a batch with few targets costs little, and
@@ -92,15 +96,15 @@ def _entropy(
         h, y, s, w = (jax.lax.dynamic_slice_in_dim(part, start, chunk) for part in (hidden, ids, shares, weights))
         # The last chunk may overlap the one before when rows is no multiple of chunk: count each row once.
         fresh = jnp.where(start + jnp.arange(chunk) >= index * chunk, w, 0.0)
-        logits = h @ (kernel.T if head.tied else kernel)
+        logits = product(h, kernel, ROWS) if head.tied else product(h, kernel)
         logsum = jax.nn.logsumexp(logits, axis=-1)
         picked = (s * jnp.take_along_axis(logits, y, axis=1)).sum(-1)
         # The gradient in the logits: what the model says less what it should have said.
         off = jnp.exp(logits - logsum[:, None]).at[jnp.arange(chunk)[:, None], y].add(-s)
-        step = w[:, None] * (off @ (kernel if head.tied else kernel.T))
+        step = w[:, None] * (product(off, kernel) if head.tied else product(off, kernel, ROWS))
         if kernel_grad is not None:
-            h = fresh[:, None] * h
-            kernel_grad = kernel_grad + (off.T @ h if head.tied else h.T @ off)
+            h, off = (part.astype(kernel.dtype) for part in (fresh[:, None] * h, off))
+            kernel_grad = kernel_grad + product(*((off, h) if head.tied else (h, off)), COLUMNS)
         return (
             index + 1,
             total + jnp.sum(fresh * (logsum - picked)),
@@ -111,16 +115,16 @@ def _entropy(
     def more(state: tuple[Array, Array, Array, Array | None]) -> Array:
         return state[0] * chunk < count
 
-    zeros = jnp.zeros_like(kernel) if head.trained else None
+    zeros = jnp.zeros(kernel.shape) if head.trained else None
     _, total, grad, kernel_grad = jax.lax.while_loop(
         more, body, (jnp.int32(0), jnp.float32(0), jnp.zeros_like(hidden), zeros)
     )
-    return total, (grad, kernel_grad)
+    return total, (grad, None if kernel_grad is None else kernel_grad.astype(kernel.dtype))
 
 
 def _backward(head: Head, grads: tuple[Array, Array | None], seed: Array) -> Any:
     hidden, kernel = grads
-    return seed * hidden, None if kernel is None else seed * kernel, None, None, None, None
+    return seed * hidden, None if kernel is None else seed.astype(kernel.dtype) * kernel, None, None, None, None
 
 
 cross_entropy.defvjp(_entropy, _backward)

@@ -12,6 +12,8 @@ import optax
 from jax import Array
 
 from ..models.config import DecoderConfig
+from ..models.decoder import MATMULS
+from ..models.mixed import NARROW
 from .loss import Head, cross_entropy, final_norm, head_of, run_layers
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class TrainSteps:
         self.config, self.train = config, train
         scale = train.alpha / train.rank
         low, high = range(train.frozen_layers), range(train.frozen_layers, config.num_layers)
-        self._params = {name: jnp.asarray(leaf) for name, leaf in params.items()}
+        self._params = {name: self._kernel(name, jnp.asarray(leaf)) for name, leaf in params.items()}
         self._frozen = {name: jnp.asarray(leaf) for name, leaf in frozen.items()}
         self._sums: Any = None
         warm = round(train.warmup * total)
@@ -68,13 +70,13 @@ class TrainSteps:
 
         def loss(trained: Leaves, params: Leaves, lora: Leaves, x: Array, batch: Leaves) -> Array:
             if train.method == "full":
-                params = {**params, **trained}
+                params = {**params, **{name: self._kernel(name, leaf) for name, leaf in trained.items()}}
             else:
                 lora = {**lora, **trained}
             if train.embeddings:
                 x = params["embed"][batch["tokens"].reshape(-1)]
             x = run_layers(config, params, lora, scale, x, batch["positions"], batch["segments"], high)
-            hidden, kernel = final_norm(config, params, x[batch["at"]]), head_of(config, params)
+            hidden, kernel = final_norm(config, params, x[batch["at"]]), self._narrow(head_of(config, params))
             head = Head(config.tie_embeddings, train.embeddings)
             target = (batch["ids"], batch["shares"], batch["weights"], batch["count"])
             return cross_entropy(head, hidden, kernel, *target)
@@ -99,6 +101,13 @@ class TrainSteps:
         self._lower = jax.jit(lower)
         self._accumulate = jax.jit(accumulate, donate_argnums=0)
         self._update = jax.jit(update, donate_argnums=(0, 1))
+
+    def _kernel(self, name: str, leaf: Array) -> Array:
+        return self._narrow(leaf) if name.rpartition(".")[2] in MATMULS else leaf
+
+    def _narrow(self, leaf: Array) -> Array:
+        """A kernel as products take it; the gradient of a trained one is rounded on its way back, and summed in f32."""
+        return leaf if self.train.precision == "f32" else leaf.astype(NARROW)
 
     def init(self, trained: Leaves) -> Any:
         """Fresh optimiser state."""

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -23,6 +23,7 @@ from .files import hash_json, read_json, write_json
 from .loss_log import LossLog
 from .mixture import Mixture
 from .pack import PAD, PackedRows, epoch_order, micro_batch, pack
+from .plain import NEWER
 from .progress import Meter
 from .steps import TrainSteps
 
@@ -36,11 +37,14 @@ class TrainConfig:
     """How to train.
 
     The defaults suit a hundred or so trajectories: many small steps beat few large ones (docs/first_light.md).
-    Only ``rows``, ``row_length``, ``rank``, ``frozen_layers`` and ``method`` shape the compiled program.
+    Only ``rows``, ``row_length``, ``rank``, ``frozen_layers``, ``method`` and ``precision`` shape the compiled program.
 
     Attributes:
         method: low-rank leaves, or all matmuls and norms above ``frozen_layers``.
         embeddings: with ``method="full"``: train the embedding too, and the head where that is a weight of its own.
+        precision: "bf16" rounds the factors of all matmuls but attention's (``models/mixed.py``): 1.5 times as fast on
+            CPUs with bf16 instructions (``avx512_bf16`` or ``amx_bf16`` in ``/proc/cpuinfo``), slow on others. What
+            is trained, sums, norms, attention, softmax and optimiser stay f32.
         rank, alpha: LoRA (Hu et al. 2106.09685); the update is scaled by ``alpha / rank``.
         lr: peak rate; linear ``warmup`` (share of all steps), then cosine to a tenth.
         rows, row_length: a micro batch is ``[rows, row_length]`` tokens; memory grows with it.
@@ -64,6 +68,7 @@ class TrainConfig:
     clip: float = 1.0
     frozen_layers: int = 0
     cache_gb: float = 4.0
+    precision: Literal["f32", "bf16"] = field(default="f32", metadata={NEWER: "f32"})
     seed: int = 0
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int = 0
@@ -74,6 +79,8 @@ class TrainConfig:
                 raise RestillError(f"{name}={getattr(self, name)} must be at least 1")
         if self.method not in ("lora", "full"):
             raise RestillError(f"method={self.method!r} is unknown; use 'lora' or 'full'")
+        if self.precision not in ("f32", "bf16"):
+            raise RestillError(f"precision={self.precision!r} is unknown; use 'f32' or 'bf16'")
         if self.embeddings and (self.method != "full" or self.frozen_layers):
             raise RestillError(
                 f"embeddings=True with method={self.method!r} and frozen_layers={self.frozen_layers}: "
@@ -87,7 +94,8 @@ class TrainConfig:
 
         A knob that is newer than the first runs is left out at its default, so that those can go on.
         """
-        aside = {"checkpoint_seconds", "checkpoint_steps"} | (set() if self.embeddings else {"embeddings"})
+        newer = {name for name in ("embeddings", "precision") if getattr(self, name) == getattr(TrainConfig, name)}
+        aside = {"checkpoint_seconds", "checkpoint_steps"} | newer
         return {k: v for k, v in asdict(self).items() if k not in aside}
 
 

@@ -241,6 +241,7 @@ def test_improve_trains_a_pilot_and_resumes(place, tmp_path):
         "base",
         "--replay",
         "--per-step",
+        "--bf16",
         "--steps",
         4,
         "--deterministic",
@@ -249,7 +250,8 @@ def test_improve_trains_a_pilot_and_resumes(place, tmp_path):
     report = json.loads(run(*args).stdout)
     assert [arm["name"] for arm in report["arms"]] == ["base", "pilot"]
     made = report["method"]
-    assert (made["start"], made["replay"], made["mode"], made["train"]["row_length"]) == ("base", True, "step", 768)
+    assert (made["start"], made["replay"], made["mode"]) == ("base", True, "step")
+    assert (made["train"]["row_length"], made["train"]["precision"]) == (768, "bf16")
     assert "truncated" in report["phases"]["pilot/train"]
     assert report["deltas"][0]["interval"] and json.loads(run(*args, "--no-baseline").stdout) == report  # it was scored
     result = CliRunner().invoke(app, ["ask", "Who?", "--adapter", report["adapter"], *QUICK, "--json"])

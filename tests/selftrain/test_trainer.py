@@ -23,6 +23,8 @@ from restill.models.lora import WEIGHTS, load_peft
 from restill.selftrain.checkpoint import Checkpoints
 from restill.selftrain.loss_log import LossLog
 from restill.selftrain.mixture import Example, Mixture
+from restill.selftrain.pack import micro_batch, pack
+from restill.selftrain.steps import TrainSteps
 from restill.selftrain.trainer import TrainConfig, Trainer
 
 from .tiny import CONFIG, mixture, padded, random_params
@@ -131,6 +133,27 @@ def test_the_loss_is_the_weighted_mean_of_the_base_model(params: dict, tmp_path:
     assert _losses(out)[0] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_mixed_precision_has_nearly_the_gradient_of_f32(params: dict, method: str, tied: bool) -> None:
+    config, data = replace(CONFIG, tie_embeddings=tied), pack(mixture(6), 32)
+    if not tied:
+        params = {**params, "lm_head": np.random.default_rng(5).normal(size=(16, 96)).astype(np.float32)}
+    gradients: dict[str, dict] = {}
+    for precision in ("f32", "bf16"):
+        train = _with(method=method, embeddings=method == "full", frozen_layers=0, precision=precision)
+        trained = dict(params) if method == "full" else Trainer(config, params, train).initial()[0]
+        trained = {n: leaf + np.float32(0.1) if n.endswith(".b") else leaf for n, leaf in trained.items()}
+        steps = TrainSteps(config, train, params, {}, total=1)
+        batch = micro_batch(data, np.arange(len(data)), len(data))
+        steps.accumulate(trained, steps.lower(batch), batch)
+        gradients[precision] = steps.take(trained).gradient
+    for name, wanted in gradients["f32"].items():
+        found = gradients["bf16"][name]
+        assert found.dtype == np.float32
+        assert 0 < np.linalg.norm(found - wanted) < 0.08 * np.linalg.norm(wanted), name
+
+
 def test_a_finished_folder_is_returned_and_another_recipe_refused(params: dict, tmp_path: Path) -> None:
     out = Trainer(CONFIG, params, QUICK).fit(mixture(), out=tmp_path / "a")
     stamp = (out / WEIGHTS).stat().st_mtime_ns
@@ -138,6 +161,8 @@ def test_a_finished_folder_is_returned_and_another_recipe_refused(params: dict, 
     assert (out / WEIGHTS).stat().st_mtime_ns == stamp
     with pytest.raises(RestillError, match="recipe.lr"):
         Trainer(CONFIG, params, _with(lr=0.5)).fit(mixture(), out=out)
+    with pytest.raises(RestillError, match="recipe.precision"):
+        Trainer(CONFIG, params, _with(precision="bf16")).fit(mixture(), out=out)
     with pytest.raises(RestillError, match="mixture"):
         Trainer(CONFIG, params, QUICK).fit(mixture(seed=9), out=out)
 
@@ -148,6 +173,7 @@ def test_a_finished_folder_is_returned_and_another_recipe_refused(params: dict, 
         ({"frozen_layers": 2}, "frozen_layers=2"),
         ({"rank": 0}, "rank=0"),
         ({"method": "dora"}, "dora"),
+        ({"precision": "f16"}, "use 'f32' or 'bf16'"),
         ({"method": "full"}, "tokenizer"),
         ({"embeddings": True}, "embeddings=True"),
         ({"embeddings": True, "method": "full"}, "frozen_layers=1"),
