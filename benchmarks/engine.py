@@ -224,6 +224,7 @@ def main(
         files = weights(Path(scratch))
         where = {
             "restill f32": ("ours", MODEL, "f32", str(adapter), "warm"),
+            "restill bf16": ("ours", MODEL, "bf16", str(adapter), "warm"),
             "restill w8a8": ("ours", MODEL, "w8a8", str(adapter), "warm"),
             "llama.cpp f32": ("llama", str(files["f32"])),
             "llama.cpp Q8_0": ("llama", str(files["q8_0"])),

@@ -20,18 +20,19 @@ from restill.selftrain.trainer import TrainConfig
 RANK, ALPHA, RATE = 16, 32.0, 1e-4
 
 
-def config_of(method: str, rows: int, length: int) -> TrainConfig:
+def config_of(method: str, dtype: str, rows: int, length: int) -> TrainConfig:
     """What is trained: all weights with the embeddings, or low-rank leaves on all matmuls."""
+    shared: dict[str, Any] = {"lr": RATE, "rows": rows, "row_length": length}
+    shared["precision"] = {"float32": "f32", "bfloat16": "bf16"}[dtype]
     if method == "full":
-        return TrainConfig(method="full", embeddings=True, lr=RATE, rows=rows, row_length=length)
-    return TrainConfig(rank=RANK, alpha=ALPHA, lr=RATE, rows=rows, row_length=length)
+        return TrainConfig(method="full", embeddings=True, **shared)
+    return TrainConfig(rank=RANK, alpha=ALPHA, **shared)
 
 
 class Ours:
     """The inside of ``Trainer.fit``: the same programs, batches made from packed rows in every step."""
 
     def __init__(self, folder: str, method: str, dtype: str, rows: PackedRows, size: int) -> None:
-        assert dtype == "float32"
         from restill.models.checkpoint.load import load_decoder
         from restill.models.home import enable_compile_cache
         from restill.selftrain.steps import TrainSteps
@@ -39,7 +40,7 @@ class Ours:
 
         enable_compile_cache()
         checkpoint = load_decoder(folder)
-        train = config_of(method, size, rows.tokens.shape[1])
+        train = config_of(method, dtype, size, rows.tokens.shape[1])
         trainer = Trainer(checkpoint.config, checkpoint.params, train, tokenizer=checkpoint.tokenizer)
         trained, frozen, params = trainer.initial()
         self.rows, self.size = rows, size

@@ -3,8 +3,9 @@
     pip install -e '.[bench]' && python benchmarks/training.py
 
 Every trainer is a process of its own that waits while the others are measured. Rows are logged agent transcripts
-(``replay.jsonl``), packed without attention between them. Medians over the rounds, then the ratio of restill to each
-rival; the first losses of the f32 trainers must be equal. Nano models are trained from scratch, all weights.
+(``replay.jsonl``), packed without attention between them. Medians over the rounds, then the ratio of restill to torch
+in each precision; the first losses of the f32 trainers must be equal. restill's bf16 is mixed precision, torch's is
+bf16 throughout, AdamW's state as well. Nano models are trained from scratch, all weights.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ from restill.selftrain.mixture import Example, Mixture
 from restill.selftrain.pack import pack
 
 NANO = ("1m", "3m", "8m")
-SYSTEMS = {"restill f32": ("ours", "float32"), "torch f32": ("torch", "float32"), "torch bf16": ("torch", "bfloat16")}
+SYSTEMS = {
+    f"{name} {short}": (kind, dtype)
+    for name, kind in (("restill", "ours"), ("torch", "torch"))
+    for short, dtype in (("f32", "float32"), ("bf16", "bfloat16"))
+}
 
 
 def mixture() -> Mixture:
@@ -102,9 +107,9 @@ def main(
     models = [MODEL, *NANO[: 1 if quick else None]]
     cases = [(model, method) for model in models for method in ("full", "lora")[: 2 if model == MODEL else 1]]
     rounds, figures = 1 if quick else rounds, {}
-    rivals = [name for name in SYSTEMS if "torch" in name]
+    pairs = {short: (f"restill {short}", f"torch {short}") for short in ("f32", "bf16")}
     table = Table(title=f"tokens per second, {rows} x {length} a step, {platform.machine()}, {date.today()}: medians")
-    for column in ("", *SYSTEMS, *(f"restill / {name}" for name in rivals)):
+    for column in ("", *SYSTEMS, *(f"restill / torch, {short}" for short in pairs)):
         table.add_column(column, justify="right" if column else "left")
     with tempfile.TemporaryDirectory() as scratch:
         files = prepare(Path(scratch), models, length, rows)
@@ -122,12 +127,14 @@ def main(
                 system.close()
             medians = {name: statistics.median(values) for name, values in found.items()}
             figures |= {f"{name}: {model} {method}": value for name, value in medians.items()}
-            ours = medians.get("restill f32", math.nan)
-            ratios = {name: ours / medians.get(name, math.nan) for name in rivals}
-            figures |= {f"{model} {method}, restill over {name}": r for name, r in ratios.items() if r == r}
+            ratios = {
+                short: medians.get(ours, math.nan) / medians.get(theirs, math.nan)
+                for short, (ours, theirs) in pairs.items()
+            }
+            figures |= {f"{model} {method}, restill over torch {n}": r for n, r in ratios.items() if r == r}
             cells = [
                 *(f"{medians.get(name, math.nan):,.0f}" for name in SYSTEMS),
-                *(f"{ratios[n]:.2f}" for n in rivals),
+                *(f"{ratios[short]:.2f}" for short in pairs),
             ]
             table.add_row(f"{model} {method}", *cells)
             print(f"{model} {method}: {dict(medians)}", file=sys.stderr)

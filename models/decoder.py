@@ -20,6 +20,7 @@ from jax import Array
 from .config import DecoderConfig
 from .int8 import TWO_TERMS, int8_matmul
 from .layers import Linear, RMSNorm, rope_angles, rotate
+from .mixed import ROWS, product
 
 Params = Mapping[str, Array]
 """Flat canonical parameters; matmul kernels are ``[in, out]``."""
@@ -98,7 +99,7 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens: Array, positions: Array, attend: Attend) -> Array:
         """Final hidden states ``[B, L, hidden]`` (normed) of ``tokens``, ``positions`` ``[B, L]``."""
-        x = self.embed[...][tokens]
+        x = self.embed[...][tokens].astype(self.norm.scale[...].dtype)
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         for layer in self.layers:
             x = layer(x, angles, attend)
@@ -109,9 +110,10 @@ class Decoder(nnx.Module):
         if self.head is not None:
             kernel, scale = self.head
             return int8_matmul(hidden, kernel[...], scale[...], two_terms="head" in TWO_TERMS)
-        if self.lm_head is not None:
-            return jnp.matmul(hidden, self.lm_head[...], preferred_element_type=jnp.float32)
-        return jnp.einsum("...d,vd->...v", hidden, self.embed[...], preferred_element_type=jnp.float32)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        lm_head = self.lm_head
+        logits = product(rows, self.embed[...], ROWS) if lm_head is None else product(rows, lm_head[...])
+        return logits.reshape(*hidden.shape[:-1], -1)
 
 
 def fuse(config: DecoderConfig, params: Params) -> dict[str, Array]:

@@ -19,7 +19,7 @@ class Linear(nnx.Module):
     """``x @ kernel`` plus, where the layer carries LoRA leaves, ``scale * (x @ a) @ b``.
 
     Args:
-        kernel: ``[in, out]``; bf16 under an f32 input is mixed precision (``mixed``), as training has it; or int8
+        kernel: ``[in, out]``, under an f32 input in f32 or, for mixed precision (``mixed``), in bf16; or int8
             ``[out, in]`` with ``channels [out]`` f32, its scales (``int8.int8_matmul``).
         two_terms: of an int8 kernel: write the input as two int8 rows.
         lora: ``(a [in, rank], b [rank, out])`` or None (Hu et al. 2106.09685, section 4.1).
@@ -44,12 +44,17 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Map ``[..., in]`` to ``[..., out]``."""
-        if self.channels is None and self.kernel[...].dtype == NARROW and x.dtype == jnp.float32:
-            return self._mixed(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-        if self.channels is None:
-            y = x @ self.kernel[...]
+        kernel = self.kernel[...]
+        if self.channels is None and kernel.dtype == NARROW and x.dtype == jnp.float32:
+            rows = x.reshape(-1, x.shape[-1])
+            if self.lora_a is not None and self.lora_b is not None and jnp.ndim(self.scale) == 0:
+                y: Array = lora_matmul(rows, kernel, self.lora_a[...], self.lora_b[...], float(self.scale))
+                return y.reshape(*x.shape[:-1], -1)
+            y = matmul(rows, kernel).reshape(*x.shape[:-1], -1)
+        elif self.channels is None:
+            y = x @ kernel
         else:
-            y = int8_matmul(x, self.kernel[...], self.channels[...], two_terms=self.two_terms).astype(x.dtype)
+            y = int8_matmul(x, kernel, self.channels[...], two_terms=self.two_terms).astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
             inner = x @ self.lora_a[...]
             if jnp.ndim(self.scale) == 0:
@@ -59,12 +64,6 @@ class Linear(nnx.Module):
                 share = jnp.repeat(select, inner.shape[-1] // select.shape[-1], axis=-1)
                 y = y + (inner * share[:, None].astype(x.dtype)) @ self.lora_b[...]
         return y
-
-    def _mixed(self, x: Array) -> Array:
-        if self.lora_a is None or self.lora_b is None:
-            return matmul(x, self.kernel[...])
-        assert isinstance(self.scale, float | int)
-        return lora_matmul(x, self.kernel[...], self.lora_a[...], self.lora_b[...], float(self.scale))
 
 
 class RMSNorm(nnx.Module):

@@ -1,7 +1,7 @@
-"""Matmuls of training in mixed precision: bf16 factors, f32 sums, in both passes (Micikevicius et al. 1710.03740).
+"""Matmuls in mixed precision: bf16 factors, f32 sums, in both passes of training (Micikevicius et al. 1710.03740).
 
 A processor with bf16 instructions does them about twice as fast as f32. XLA:CPU uses those where the result is f32,
-and not where it is bf16, as that of ``x @ y`` would be.
+and not where it is bf16, as that of ``x @ y`` would be, nor for a single row.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ def product(x: Array, y: Array, over: tuple[int, int] = (-1, -2)) -> Array:
         over: the axes to sum over; to transpose first would take an eighth of a training step on CPU.
     """
     dtype = NARROW if NARROW in (x.dtype, y.dtype) else jnp.float32
+    if x.shape[0] == 1 and x.ndim == 2 and dtype == NARROW and over[0] == -1:
+        return product(jnp.pad(x, ((0, 1), (0, 0))), y, over)[:1]  # on CPU a single row takes three times as long
     batch = tuple(range(x.ndim - 2))
     axes = ((x.ndim + over[0],), (y.ndim + over[1],)), (batch, batch)
     return jax.lax.dot_general(x.astype(dtype), y.astype(dtype), axes, preferred_element_type=jnp.float32)

@@ -63,7 +63,7 @@ class CachedModel:
         prefix, at, layers = self.cache.prefix(slot, start), np.int32(start), self.config.num_layers
         adapters = _by_layer(lora[0], layers) if lora else []
         ends = self._shapes.ends[: self._shapes.reach(start)]
-        x, fresh = runner.embed(self._outer["embed"], pad_to(tokens, width)), list[tuple[Array, Array]]()
+        x, fresh = runner.embed(self._outer, pad_to(tokens, width)), list[tuple[Array, Array]]()
         for i, (params, segments) in enumerate(zip(self._layers, prefix, strict=True)):
             last = i == layers - 1 and not targets
             own = (adapters[i], lora[1]) if lora else None

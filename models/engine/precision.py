@@ -15,15 +15,17 @@ from ..config import DecoderConfig
 from ..decoder import fuse, param_shapes
 from ..errors import RestillError
 from ..int8 import int8_matmul
+from ..mixed import NARROW
 from ..quantise import CALIBRATION, quantise
 from ..tokenizer import Tokenizer
 
 Precision = Literal["auto", "f32", "w8a8", "bf16", "int8"]
-"""``w8a8``: int8 weights and activations, f32 between them (CPU). ``int8``: int8 weights, bf16 activations."""
+"""``w8a8``: int8 weights and activations, f32 between them (CPU). ``int8``: int8 weights, bf16 activations. ``bf16``:
+bf16 throughout, on CPU mixed (``mixed``): bf16 factors of the weights' products, f32 for all else."""
 
 
 def resolve(precision: Precision) -> Precision:
-    """``auto`` as what it stands for: f32 on CPU (bf16 matmuls are ten times slower there), else bf16.
+    """``auto`` as what it stands for: f32 on CPU (few have bf16 instructions), else bf16.
 
     ``w8a8`` becomes f32 where this backend's int8 product is not exact.
 
@@ -40,7 +42,11 @@ def resolve(precision: Precision) -> Precision:
 
 def dtype_of(precision: Precision) -> Any:
     """The dtype of activations and of the KV cache."""
-    return jnp.bfloat16 if precision in ("bf16", "int8") else jnp.float32
+    return jnp.bfloat16 if precision in ("bf16", "int8") and not _mixed(precision) else jnp.float32
+
+
+def _mixed(precision: Precision) -> bool:
+    return precision == "bf16" and jax.default_backend() == "cpu"
 
 
 def serving_params(
@@ -53,7 +59,8 @@ def serving_params(
         keep = {name for name in tree if name.endswith(".scale")}
         cast = {k: v if k in keep or v.dtype == jnp.int8 else v.astype(dtype) for k, v in tree.items()}
     else:
-        cast = {name: jnp.asarray(leaf, dtype) for name, leaf in params.items()}
+        narrow = NARROW if _mixed(precision) else dtype
+        cast = {name: jnp.asarray(leaf, narrow if leaf.ndim == 2 else dtype) for name, leaf in params.items()}
     return fuse(config, cast)
 
 

@@ -48,9 +48,9 @@ def _adapters(lora: Lora | None) -> tuple[Params, float | Array]:
 
 
 @jax.jit
-def embed(table: Array, tokens: Array) -> Array:
-    """Rows ``[1, C, hidden]`` of the embedding for ``tokens [C]``."""
-    return table[tokens][None]
+def embed(params: Params, tokens: Array) -> Array:
+    """Rows ``[1, C, hidden]`` of the embedding for ``tokens [C]``, in the type of activations."""
+    return params["embed"][tokens][None].astype(params["norm"].dtype)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("ends", "last"))

@@ -27,9 +27,11 @@ def test_a_product_is_that_of_its_factors_in_any_orientation(seed: int, batch: i
     x, y = rng.integers(-99, 99, (batch, 4, 6)), rng.integers(-99, 99, (batch, 6, 5))
     turned = [x if over[0] == -1 else x.swapaxes(1, 2), y if over[1] == -2 else y.swapaxes(1, 2)]
     for dtype in (jnp.float32, NARROW):
-        found = product(jnp.asarray(turned[0], jnp.float32), jnp.asarray(turned[1], dtype), over)
-        assert found.dtype == jnp.float32
-        np.testing.assert_array_equal(found, x @ y)
+        x32, other = jnp.asarray(turned[0], jnp.float32), jnp.asarray(turned[1], dtype)
+        assert product(x32, other, over).dtype == jnp.float32
+        np.testing.assert_array_equal(product(x32, other, over), x @ y)
+        row = x32[0, :1] if over[0] == -1 else x32[0, :, :1]
+        np.testing.assert_array_equal(product(row, other[0], over), x[0, :1] @ y[0])
 
 
 def test_gradients_are_those_of_plain_products_where_nothing_is_rounded() -> None:
