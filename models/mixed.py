@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
 
 NARROW = jnp.bfloat16
 ROWS, COLUMNS = (-1, -1), (-2, -2)
@@ -24,6 +25,9 @@ def product(x: Array, y: Array, over: tuple[int, int] = (-1, -2)) -> Array:
         over: the axes to sum over; to transpose first would take an eighth of a training step on CPU.
     """
     dtype = NARROW if NARROW in (x.dtype, y.dtype) else jnp.float32
+    if over == COLUMNS and x.ndim == 2 and dtype == NARROW and jax.default_backend() == "cpu":
+        # A left factor whose columns lie side by side in memory would be taken at a quarter of the speed.
+        return product(with_layout_constraint(x.astype(NARROW).T, Layout((0, 1))), y)
     if x.shape[0] == 1 and x.ndim == 2 and dtype == NARROW and over[0] == -1:
         return product(jnp.pad(x, ((0, 1), (0, 0))), y, over)[:1]  # on CPU a single row takes three times as long
     batch = tuple(range(x.ndim - 2))

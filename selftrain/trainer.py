@@ -42,9 +42,9 @@ class TrainConfig:
     Attributes:
         method: low-rank leaves, or all matmuls and norms above ``frozen_layers``.
         embeddings: with ``method="full"``: train the embedding too, and the head where that is a weight of its own.
-        precision: "bf16" rounds the factors of all matmuls but attention's (``models/mixed.py``): 1.5 times as fast on
-            CPUs with bf16 instructions (``avx512_bf16`` or ``amx_bf16`` in ``/proc/cpuinfo``), slow on others. What
-            is trained, sums, norms, attention, softmax and optimiser stay f32.
+        precision: "bf16" rounds the factors of all matmuls (``models/mixed.py``): up to 1.8 times as fast on CPUs with
+            bf16 instructions (``avx512_bf16`` or ``amx_bf16`` in ``/proc/cpuinfo``), slow on others. What is trained,
+            sums, norms, softmax and optimiser stay f32.
         rank, alpha: LoRA (Hu et al. 2106.09685); the update is scaled by ``alpha / rank``.
         lr: peak rate; linear ``warmup`` (share of all steps), then cosine to a tenth.
         rows, row_length: a micro batch is ``[rows, row_length]`` tokens; memory grows with it.
