@@ -102,7 +102,7 @@ ConcurrencyOption = Annotated[
 ]
 Bf16Option = Annotated[
     bool,
-    typer.Option("--bf16", help="Train with bf16 products: faster on processors that have them (avx512_bf16, GPUs)."),
+    typer.Option("--bf16", help="Train with bf16 products: faster on processors that have them (avx512_bf16)."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 

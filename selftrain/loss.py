@@ -104,7 +104,8 @@ def _entropy(
         step = w[:, None] * (product(off, kernel) if head.tied else product(off, kernel, ROWS))
         if kernel_grad is not None:
             h, off = (part.astype(kernel.dtype) for part in (fresh[:, None] * h, off))
-            kernel_grad = kernel_grad + product(*((off, h) if head.tied else (h, off)), COLUMNS)
+            left, right = (off, h) if head.tied else (h, off)
+            kernel_grad = kernel_grad + product(left, right, COLUMNS)
         return (
             index + 1,
             total + jnp.sum(fresh * (logsum - picked)),
