@@ -150,7 +150,12 @@ def run_cell(setting: Setting, out: Path, seed: int, name: str, caps: tuple[int,
     )
     trained = Path(str(report.adapter))
     low_rank = (trained / "adapter_config.json").is_file()
-    after = model.with_adapter(trained) if low_rank else JaxChatModel.from_pretrained(trained, **serving)
+    serving["slots"] = 32  # votes are many, and no step waits for the longest of them
+    after = (
+        JaxChatModel.from_checkpoint(checkpoint, adapter=trained, **serving)
+        if low_rank
+        else JaxChatModel.from_pretrained(trained, **serving)
+    )
     greedy = {arm: _marks(folder / arm / "eval.json") for arm in ("base", method.arm)}
     votes = evaluate(
         agent.replace(model=after, temperature=0.7, few_shot=0), setting.held_out, out=folder / "votes",

@@ -101,8 +101,10 @@ def sample(
     allowed = adjusted if bits is None else jnp.where(unpack_mask(bits, logits.shape[-1]), adjusted, NEG_INF)
     greedy = argmax(allowed)
     scaled = allowed / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-    if cuts is not None:
-        scaled = truncate(scaled, *cuts)
+    if cuts is not None:  # sorting the vocabulary takes longer than the model, so not where nobody truncates
+        top_k, top_p, min_p = cuts
+        needed = jnp.any((top_k > 0) | (top_p < 1) | (min_p > 0))
+        scaled = jax.lax.cond(needed, truncate, lambda logits, *_: logits, scaled, *cuts)
     tokens = jnp.where(temperature > 0, categorical(scaled, seeds, positions), greedy)
     row = tokens[:, None]
     drawn = jnp.take_along_axis(scaled, row, axis=-1)[:, 0] - jax.nn.logsumexp(scaled, axis=-1)

@@ -5,7 +5,8 @@ an array for each segment, and a step takes the first few of both, whole. (A par
 8 rows, 512 of 2,016 tokens, took 70 ms instead of 49.) Programs are compiled for the segments' ends from 512 on; what
 they get beyond a group's longest row they skip.
 
-A deterministic engine has one size of each kind: a sum over other sizes may differ in its last bit.
+A deterministic engine has one program of each kind: a sum over other sizes may differ in its last bit. Segments that it
+skips change none: what nobody reaches adds zero.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Shapes:
 
     Attributes:
         slots: rows of the cache. max_context: most tokens of a request.
-        deterministic: one group, one segment, prompts cut at fixed places.
+        deterministic: one group, one reach, prompts cut at fixed places.
     """
 
     slots: int
@@ -49,7 +50,7 @@ class Shapes:
     @property
     def margin(self) -> int:
         """Room at the end of every segment, for the padding of a chunk; nothing there counts."""
-        return _FIXED_CHUNK if self.deterministic else CHUNKS[0]
+        return CHUNKS[0]
 
     @property
     def grain(self) -> int:
@@ -70,14 +71,14 @@ class Shapes:
     @cached_property
     def reaches(self) -> tuple[int, ...]:
         """How many tokens a program may look at: there is one for each."""
-        few = () if self.deterministic else tuple(r for r in _REACHES if r < self.max_context)
-        return (*few, self.max_context)
+        return self.ends[-1:] if self.deterministic else tuple(e for e in self.ends if e >= _HALVED) or self.ends
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """Where every segment ends: halfway to the first reach, and at each."""
-        first = self.reaches[0]
-        return (first // 2, *self.reaches) if first >= _HALVED and not self.deterministic else self.reaches
+        last = -(-self.max_context // self.grain) * self.grain  # the chunks of a deterministic engine begin at grains
+        reaches = (*(r for r in _REACHES if r < last), last)
+        return (reaches[0] // 2, *reaches) if reaches[0] >= _HALVED else reaches
 
     @cached_property
     def segments(self) -> list[range]:

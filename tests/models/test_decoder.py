@@ -33,7 +33,7 @@ def test_chunked_prefill_and_decode_equal_the_full_pass_at_every_position(
     tokens = np.asarray(jax.random.randint(jax.random.key(1), (40,), 0, TINY.vocab_size))
     reference = np.asarray(jax.nn.log_softmax(run(TINY, params, jnp.asarray(tokens[None])))[0])
     monkeypatch.setattr(shapes, "_REACHES", (36, 60))
-    monkeypatch.setattr(shapes, "_HALVED", 18)
+    monkeypatch.setattr(shapes, "_HALVED", 36)
     grid, slot = shapes.Shapes(6, 100), 2  # in the second group
     model = CachedModel(TINY, params, grid, jnp.float32)
     cache = model.cache
