@@ -244,6 +244,7 @@ def make_agent(
         model,
         [retriever.as_tool()],
         format=format,
+        top_k=retriever.k,
         budget=Budget(steps=steps or 24, seconds=seconds),
         few_shot=few_shot,
         temperature=temperature,

@@ -73,7 +73,7 @@ def improve(
     ] = "gold",
     step_ranker: Annotated[
         str | None,
-        typer.Option(help="Let each step teach its best sample, by a ranker adapter, or gold, likelihood, random."),
+        typer.Option(help="Let each step teach its best sample: a ranker adapter, gold or random (--agent search)."),
     ] = None,
     noise: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="Share of the pilot's steps that are mistakes (--agent search).")
@@ -96,7 +96,7 @@ def improve(
         bool, typer.Option("--per-step", help="Make each step an example, with its prompt, instead of each trajectory.")
     ] = False,
     bf16: Bf16Option = False,
-    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights but the embedding, no LoRA.")] = False,
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0.0, help="How often an unfinished training is saved; 0: after each step.")
     ] = 60.0,
@@ -129,8 +129,8 @@ def improve(
     """Let the agent train itself on its own trajectories, and score it before and after.
 
     Killed at any time, the same command goes on. Several workers share rollouts, rankings and evaluations; one trains
-    while the others wait. The adapter in the job's folder goes to the other commands with --adapter. --limit cuts the
-    training questions only.
+    while the others wait. The adapter in the job's folder goes to the other commands with --adapter, the model that
+    --full leaves there with --model and --few-shot 0. --limit cuts the training questions only.
     """
     from ..agents.question import read_questions
     from ..console import stderr, stdout
@@ -149,7 +149,7 @@ def improve(
                 pilot=pilot,
                 teacher=shown,
                 ranker=ranker,
-                step_ranker=_step_ranker(step_ranker, model, deterministic),
+                step_ranker=_step_ranker(step_ranker, agent, model, deterministic),
                 noise=noise,
                 samples=samples,
                 temperature=temperature,
@@ -195,7 +195,8 @@ def improve(
         return
     if report.arms:
         stdout().print(report.table())
-    where = f"adapter: {report.adapter}\nreport:  {out / 'report.json'}\npage:    {page}"
+    made = "model:  " if full else "adapter:"
+    where = f"{made} {report.adapter}\nreport:  {out / 'report.json'}\npage:    {page}"
     stdout().print(where, markup=False, soft_wrap=True)
 
 
@@ -222,13 +223,17 @@ def _method(
     )
 
 
-def _step_ranker(name: str | None, model: str, deterministic: bool) -> StepRanker | None:
+def _step_ranker(name: str | None, agent: str, model: str, deterministic: bool) -> StepRanker | None:
     from ..selftrain.ranker_adapter import AdapterStepRanker
-    from ..selftrain.step_rankers import GoldStepRanker, LikelihoodStepRanker, RandomStepRanker
+    from ..selftrain.step_rankers import GoldStepRanker, RandomStepRanker
 
-    known = {"gold": GoldStepRanker, "likelihood": LikelihoodStepRanker, "random": RandomStepRanker}
+    known = {"gold": GoldStepRanker, "random": RandomStepRanker}
     if name is None:
         return None
+    if agent != "search":
+        raise RestillError(
+            f"--step-ranker {name} orders the samples of a step, and --agent {agent} draws one; add --agent search"
+        )
     if name in known:
         return known[name]()
     from ..models.chat import JaxChatModel

@@ -84,8 +84,8 @@ class Pilot:
         if not fit:
             raise RestillError(
                 "the pilot can guide none of the questions: "
-                "they need answers and gold_titles (or a World's plan); "
-                "give ReST(pilot=None) to do without"
+                "they need answers and gold_titles (or a World's plan); do without by --pilot 0 or pilot=None, best "
+                "with a model that can search already, such as the adapter starter, or name a teacher"
             )
         return random.Random(f"pilot {seed}").sample(fit, min(self.questions, len(fit)))
 

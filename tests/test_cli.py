@@ -295,6 +295,7 @@ BAD = [
     (["eval", "{place}/docs/kestrel.md"], "not JSON"),
     (["eval", "{place}/questions.jsonl", "--judge", "starter"], "no judge adapter"),
     (["improve", "missing.jsonl", "--out", "{empty}/j"], "missing.jsonl"),
+    (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--step-ranker", "gold"], "add --agent search"),
     (["show", "missing"], "no run"),
     (["world", "--out", "{empty}/w", "--entities", "10", "--train", "5000"], "entities"),
 ]
