@@ -73,14 +73,19 @@ async def draw_tokens(model: TokenModel, prompt: tuple[int, ...], seeds: Sequenc
 
 async def draw_texts(model: Any, messages: Sequence[Any], seeds: Sequence[int], how: Drawing) -> list[Sample]:
     """Ask a LangChain chat model once for each seed (which it does not know); cut at the first stop string."""
-    options: dict[str, Any] = {"stop": list(how.stop)}
-    if how.temperature > 0:
-        options["temperature"] = how.temperature
-    replies = await _all([model.ainvoke(messages, **options) for _ in seeds])
-    texts = [str(reply.text) for reply in replies]
-    for end in how.stop:
-        texts = [text.split(end)[0] for text in texts]
-    return [Sample(text=well_formed(text), seed=seed) for text, seed in zip(texts, seeds, strict=True)]
+    # Temperature 0 too: a server's own default may be anything.
+    replies = await _all([model.ainvoke(messages, stop=list(how.stop), temperature=how.temperature) for _ in seeds])
+    return [_text_sample(reply, seed, how.stop) for reply, seed in zip(replies, seeds, strict=True)]
+
+
+def _text_sample(reply: Any, seed: int, stop: Sequence[str]) -> Sample:
+    whole = text = str(reply.text)
+    for end in stop:
+        text = text.split(end)[0]
+    told = getattr(reply, "response_metadata", None) or {}
+    reason = told.get("finish_reason") or told.get("stop_reason")
+    cut = text == whole and reason in ("length", "max_tokens", "MAX_TOKENS")  # as servers call it
+    return Sample(text=well_formed(text), seed=seed, finish_reason="length" if cut else "stop")
 
 
 async def _all(calls: Sequence[Awaitable[Reply]]) -> list[Reply]:

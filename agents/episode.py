@@ -156,8 +156,8 @@ class Episode(ABC, Generic[AnyPlan]):
         return [
             Passage(
                 handle=handle,
-                doc_id=hit.chunk.doc_id,
-                chunk_id=hit.chunk.chunk_id,
+                doc_id=well_formed(hit.chunk.doc_id),
+                chunk_id=well_formed(hit.chunk.chunk_id),
                 title=fold(hit.chunk.title),
                 start=hit.chunk.start,
                 end=hit.chunk.end,

@@ -53,6 +53,8 @@ class Question(BaseModel):
         if row.get("id") is None and isinstance(text, str):
             row["id"] = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
         row["id"] = str(row["id"]) if isinstance(row.get("id"), int) else row.get("id")
+        if isinstance(row["id"], str):  # half a surrogate pair could be written to no log
+            row["id"] = row["id"].encode("utf-8", "replace").decode()
         answers = _as_list(row.get("answers"))
         for spelling in ("answer", "answer_aliases"):
             answers += [a for a in _as_list(row.pop(spelling, None)) if a not in answers]

@@ -44,6 +44,7 @@ def rollout(
     shard: tuple[int, int] | None = None,
     progress: bool = False,
     limit: int | None = None,
+    retry: bool = False,
 ) -> Run:
     """Run ``agent`` ``samples`` times over each question; log every trajectory in the directory ``out``.
 
@@ -60,6 +61,7 @@ def rollout(
         shard: (i, n): do only the i-th of n parts of the questions, so that n processes can share ``out``.
         progress: show a progress bar with the time left.
         limit: use only so many questions.
+        retry: also run those again that failed twice.
 
     Raises:
         RestillError: a bad argument, a full disk (what was written is safe), or a shard that another process
@@ -77,6 +79,7 @@ def rollout(
             shard=shard,
             progress=progress,
             limit=limit,
+            retry=retry,
         )
     )
 
@@ -93,6 +96,7 @@ async def arollout(
     shard: tuple[int, int] | None = None,
     progress: bool = False,
     limit: int | None = None,
+    retry: bool = False,
 ) -> Run:
     """Like :func:`rollout`, for asynchronous code. A cancellation leaves a run that can be resumed."""
     concurrency = default_concurrency(agent) if concurrency is None else concurrency
@@ -111,7 +115,7 @@ async def arollout(
             Task(q, s, derive_seed(seed, q.key, s))
             for q in mine
             for s in range(samples)
-            if run.needs(Key(q.key, s, agent.fingerprint))
+            if run.needs(Key(q.key, s, agent.fingerprint), retry=retry)
         ]
         with progress_bar(progress, total=len(mine) * samples, done=len(mine) * samples - len(tasks)) as bar:
             with _counted(run, agent) if tasks else contextlib.nullcontext():

@@ -163,12 +163,17 @@ class Run:
         """Keys of every trajectory, whatever its status."""
         return set(self._entries)
 
-    def needs(self, key: Key) -> bool:
-        """Whether a key is still to be run: missing, cancelled, or failed for the first time."""
+    def needs(self, key: Key, *, retry: bool = False) -> bool:
+        """Whether a key is still to be run: missing, cancelled, or failed for the first time (with ``retry``, ever)."""
         entry = self._entries.get(key)
         if entry is None or entry.status == "cancelled":
             return True
-        return entry.status == "error" and entry.tries < 2
+        return entry.status == "error" and (retry or entry.tries < 2)
+
+    def status(self, key: Key) -> str | None:
+        """The status of the trajectory with this key."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry.status
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -67,7 +67,6 @@ class RejectionSource:
             return Terms([], facts, void=True)
         half = {q.key: int(place >= len(batch) / 2) for place, q in enumerate(batch)}
         listed = [(key, z, 1 / (len(own) * len(right))) for key, own in right.items() for z in own]
-        check_lengths([z for _, z, _ in listed], method.train.row_length)
         uniform = float(lab.uniforms(step, _RESAMPLE).random())
         drawn = resample([weight for _, _, weight in listed], method.resampled, uniform)
         terms = [Term(z, float(w), half[key]) for (key, z, _), w in zip(listed, drawn, strict=True) if w]
@@ -139,13 +138,13 @@ class FilteredSFT(LatentMethod):
         return FixedSource(self, self._gather)
 
     def _gather(self, lab: Lab) -> tuple[list[Latent], dict[str, Any]]:
-        kept: dict[tuple[str, tuple[int, ...]], Latent] = {}
+        kept: dict[tuple[str, tuple[tuple[int, ...], ...]], Latent] = {}
         for draw in range(self.samples):
             if self.sampled_tokens and lab.sampled >= self.sampled_tokens:
                 break
             for s in lab.propose(list(lab.questions.values()), -1 - draw):
                 if (z := s.right) is not None:
-                    kept.setdefault((s.question.key, z.sequences[0].tokens), z)
+                    kept.setdefault((s.question.key, tuple(e.tokens for e in z.sequences)), z)
         return list(kept.values()), {"answered": len({key for key, _ in kept}) / len(lab.questions)}
 
 

@@ -125,7 +125,7 @@ class _Improvement(Phases[ReST]):
             release(agent)
             previous = self.latest = self.fit("pilot", pilot, previous, method.pilot.train or method.train)
             agent = self.equip(previous, agent)
-            self.score("pilot", "pilot", agent, previous, len(pilot))
+            self.score("pilot", "pilot", agent, previous, pilot.trajectories)
         for generation in range(1, method.generations + 1):
             name, arm = f"gen{generation}", f"generation {generation}"
             run, content = self.roll_out(
@@ -138,10 +138,10 @@ class _Improvement(Phases[ReST]):
             release(agent)
             trained = self.latest = self.fit(name, mixture, start, method.train)
             agent = self.equip(trained, agent)
-            self.score(name, arm, agent, trained, len(mixture))
+            self.score(name, arm, agent, trained, mixture.trajectories)
             if control and generation == 1:
                 release(agent)
-                self._control(agent, run, content, len(mixture) - len(replayed or ()), start, replayed)
+                self._control(agent, run, content, self.job.phases[f"{name}/mixture"]["kept"], start, replayed)
             previous = trained
         release(agent)
         return self.report(self.latest)
@@ -155,7 +155,7 @@ class _Improvement(Phases[ReST]):
         mixture = self.mix("control", run, f"{content}/{count}", blindly, replayed)
         trained = self.fit("control", mixture, start, self.method.train)
         agent = self.equip(trained, agent)
-        self.score("control", "control", agent, trained, len(mixture))
+        self.score("control", "control", agent, trained, mixture.trajectories)
         release(agent)
 
     def _select(self, agent: Agent, trajectories: list[Trajectory]) -> list[Kept]:

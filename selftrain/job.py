@@ -25,7 +25,8 @@ class Job:
     run again.
 
     Of n workers that share the folder each does its part of the phases that have parts; all the rest is done by
-    worker 0, and the others wait for it. ``<name>.part-i-of-n.json`` tells that a part is done until the phase is.
+    worker 0, and the others wait for it. Until a phase is done, ``<name>.begun.json`` holds the hash of the inputs that
+    what lies there was made from, and ``<name>.part-i-of-n.json`` tells that a part is done.
 
     Args:
         settings: every knob, as plain values.
@@ -110,10 +111,14 @@ class Job:
 
         if (done := finished()) is None:
             started = time.monotonic()
-            if self.leads and (old := read_json(marker)) is not None and old["inputs"] != wanted:
-                marker.unlink()
-                if discard is not None:
-                    discard()
+            begun = self.out / f"{name}.begun.json"
+            if self.leads:
+                self._begin(name, begun, marker, wanted, discard)
+            elif part is not None:  # not before worker 0 has thrown away what other inputs made
+                wait_for(
+                    lambda: finished() or (True if (read_json(begun) or {}).get("inputs") == wanted else None),
+                    self.say, f"{name} to be begun by {self._worker(0)}",
+                )  # fmt: skip
             if part is not None:
                 self._share(name, wanted, part)
             if self.leads:
@@ -122,12 +127,24 @@ class Job:
                     marker, {"inputs": wanted, "seconds": round(time.monotonic() - started, 1), "result": result}
                 )
                 done = read_json(marker)  # as a later call will see it
+                begun.unlink(missing_ok=True)
             else:
                 done = wait_for(finished, self.say, f"{name} by {self._worker(0)}")
         if part is not None:
             self._part(name, self.shard[0]).unlink(missing_ok=True)
         self.phases[name] = {**done["result"], "seconds": done["seconds"]}
         return self.phases[name]
+
+    def _begin(self, name: str, begun: Path, marker: Path, wanted: str, discard: Callable[[], None] | None) -> None:
+        """Throw away what was made from other inputs, whether that was finished or not, and say what is made now."""
+        known = read_json(begun) or read_json(marker)
+        if known is not None and known["inputs"] != wanted:
+            for file in marker.parent.glob(f"{marker.name.removesuffix('.done.json')}.part-*.json"):
+                file.unlink(missing_ok=True)
+            if discard is not None:
+                discard()
+            marker.unlink(missing_ok=True)
+        write_json(begun, {"inputs": wanted})
 
     def _share(self, name: str, wanted: str, part: Callable[[], object]) -> None:
         """Do this worker's part, unless it is done; worker 0 then waits for all the others'."""

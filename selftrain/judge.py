@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..agents.evaluate import EvalReport
@@ -214,6 +214,11 @@ class VetoRanker:
     ranker: Ranker
     judge: Judge
     needs_labels: bool = field(default=True, init=False)
+
+    def bind(self, model: Any) -> VetoRanker:
+        """The same with a ranker that scores by ``model``, where that is one that needs it."""
+        bind = getattr(self.ranker, "bind", None)
+        return self if bind is None else replace(self, ranker=bind(model))
 
     def rank(self, question: Question, candidates: Sequence[Trajectory]) -> list[float]:
         """The scores of ``ranker``, ``VETO`` where it or the judge says no."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .loss_log import LossLog
 from .pilot import Pilot, gold_hint
 from .policy import Asked, Policy, draw
 
+_LOG = logging.getLogger("restill.trice")
 PARTS = ("sampling", "scoring", "gradient", "push")
 
 
@@ -33,7 +35,7 @@ class Scored:
     """A drawn trajectory, as a latent with its reward.
 
     Attributes:
-        latent: ``None`` where nobody knows whether it is right: its checker raised, or its run failed.
+        latent: ``None`` where it cannot be learnt from: its checker raised, its run failed, or a row cannot hold it.
     """
 
     question: Question
@@ -154,7 +156,20 @@ class Lab:
                 reward = None if trajectory.status == "error" else self._reward(question, trajectory)
                 latent = None if reward is None else Latent.of(trajectory).rewarded(reward, step)
                 scored.append(Scored(question, trajectory, latent))
-        return scored
+        return self._fitting(scored)
+
+    def _fitting(self, scored: list[Scored]) -> list[Scored]:
+        """Leave out what is longer than a row: cut, its log p would not be that of what was drawn."""
+        length = self.method.train.row_length
+        long = {id(s): s.latent.longest for s in scored if s.latent is not None and s.latent.longest > length}
+        if not long:
+            return scored
+        told = f"{len(long)} of {len(scored)} latents have, with their prompts, more tokens than row_length={length}"
+        if len(long) == len(scored):
+            most = max(long.values())
+            raise RestillError(f"{told} (at most {most}); raise row_length, or lower step_tokens or the budget")
+        _LOG.warning("%s; they are left out", told)
+        return [replace(s, latent=None) if id(s) in long else s for s in scored]
 
     @property
     def checker_errors(self) -> int:

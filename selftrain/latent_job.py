@@ -33,7 +33,7 @@ class LatentImprovement(Phases[LatentMethod]):
             release(agent)
             start = self.fit("pilot", mixture, start, method.pilot.train or method.train)
             agent = self.equip(start, agent)
-            self.score("pilot", "pilot", agent, start, len(mixture))
+            self.score("pilot", "pilot", agent, start, mixture.trajectories)
             start = None if method.start == "base" else start
         release(agent)
         trained = self.maximise(method, start)

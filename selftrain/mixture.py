@@ -125,11 +125,12 @@ class Mixture(Sequence[Example]):
         if not path.is_file():
             raise RestillError(f"no mixture at {str(path)!r}; build it with Mixture.from_trajectories(...).save(path)")
         examples = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                examples.append(Example.from_json(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise RestillError(f"{path}, line {number} is no training example: {error!r}") from None
+        with path.open(encoding="utf-8", newline="\n") as lines:  # str.splitlines would part at U+2028 as well
+            for number, line in enumerate(lines, 1):
+                try:
+                    examples.append(Example.from_json(line))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise RestillError(f"{path}, line {number} is no training example: {error!r}") from None
         return cls(tuple(examples))
 
     @property
@@ -149,6 +150,12 @@ class Mixture(Sequence[Example]):
     def targets(self) -> int:
         """Tokens that the loss sees."""
         return sum(e.targets for e in self.examples)
+
+    @property
+    def trajectories(self) -> int:
+        """How many trajectories the examples are of."""
+        names = ("question_key", "sample", "agent")
+        return len({tuple(e.provenance.get(name) for name in names) for e in self.examples})
 
     @property
     def protocol(self) -> str | None:

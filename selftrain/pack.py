@@ -63,16 +63,12 @@ def pack(examples: Sequence[Example], length: int) -> PackedRows:
         )
     order = sorted(kept, key=lambda i: (-min(len(examples[i].tokens), length), i))
     rows: list[list[int]] = []
-    room: list[int] = []
+    room = _Room(len(order), length)
     for i in order:
-        size = min(len(examples[i].tokens), length)
-        row = next((r for r, free in enumerate(room) if free >= size), None)
-        if row is None:
-            row = len(rows)
+        row = room.take(min(len(examples[i].tokens), length))
+        if row == len(rows):
             rows.append([])
-            room.append(length)
         rows[row].append(i)
-        room[row] -= size
 
     shape = (len(rows), length)
     tokens, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -87,6 +83,29 @@ def pack(examples: Sequence[Example], length: int) -> PackedRows:
             start += size
     truncated = sum(any(e.weights[length:]) for e in examples)
     return PackedRows(tokens=tokens, positions=positions, segments=segments, weights=weights, truncated=truncated)
+
+
+class _Room:
+    """Free places of rows: the first row with enough of them is found in logarithmic time.
+
+    Args:
+        rows: as many as there can be. length: places of a row.
+    """
+
+    def __init__(self, rows: int, length: int) -> None:
+        self._leaves = 1 << (rows - 1).bit_length()
+        self._most = [length] * (2 * self._leaves)  # a tree: node i has the larger of nodes 2 i and 2 i + 1
+
+    def take(self, size: int) -> int:
+        """Take ``size`` places of the first row that has them, and return its number."""
+        at, most = 1, self._most
+        while at < self._leaves:
+            at = 2 * at + (most[2 * at] < size)
+        row, most[at] = at - self._leaves, most[at] - size
+        while at > 1:
+            at //= 2
+            most[at] = max(most[2 * at], most[2 * at + 1])
+        return row
 
 
 def epoch_order(rows: int, *, seed: int, epoch: int) -> IntArray:

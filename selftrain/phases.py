@@ -14,6 +14,7 @@ from ..agents.question import Question
 from ..agents.rollout import rollout
 from ..agents.run import Run
 from ..agents.search.agent import SearchAgent
+from ..agents.shards import in_shard
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from ..models.memory import trim
@@ -28,11 +29,13 @@ from .plain import models, plain
 from .report import Arm, Report, comparisons, differences
 from .rerank import Rankings, load_rankings, rerank
 from .rest import ReST
-from .selection import Kept
+from .selection import Kept, said
 from .step_rankers import StepRanker
 from .trainer import TrainConfig, Trainer
 
 AnyMethod = TypeVar("AnyMethod", bound=ReST | LatentMethod)
+MOST_FAILED = 0.1
+"""Share of a phase's runs that may fail (the model gave no reply): one bad request must not stop a job for ever."""
 
 
 class Phases(Generic[AnyMethod]):
@@ -72,13 +75,12 @@ class Phases(Generic[AnyMethod]):
 
         def part() -> None:
             self.job.say(f"{name}: rolling out {len(questions)} questions, {samples} each")
-            rollout(agent, questions, out=folder, samples=samples, seed=seed, shard=self.job.shard, **self.options)
+            self._ask(agent, questions, folder, samples=samples, seed=seed)
 
         def work() -> dict[str, Any]:
             run = Run.open(folder)
             found = sorted(run.filter(agent=agent.fingerprint), key=lambda t: t.key)
-            said = [t.token_ids() or [step.sample.text for step in t.steps] for t in found]
-            content = hash_json([[*t.key, t.status, t.answer, turns] for t, turns in zip(found, said, strict=True)])
+            content = hash_json([[*t.key, t.status, t.answer, said(t)] for t in found])
             worked = run.stats(agent.fingerprint)
             occupancy = {} if worked is None else {"occupancy": worked.occupancy}
             return {"agent": agent.fingerprint, "trajectories": len(found), "content": content, **occupancy}
@@ -89,6 +91,24 @@ class Phases(Generic[AnyMethod]):
         outputs = [folder / "run.json"]
         done = self.job.phase(f"{name}/rollout", inputs, work, part=part, outputs=outputs, discard=discard)
         return Run.open(folder), done["content"]
+
+    def _ask(self, agent: Agent, questions: Sequence[Question], folder: Path, *, samples: int, seed: int) -> None:
+        """Do this worker's runs, those that have failed before included.
+
+        Raises:
+            RestillError: more than a tenth failed, as when a server is away: such a phase is not done.
+        """
+        shard = self.job.shard
+        run = rollout(agent, questions, out=folder, samples=samples, seed=seed, shard=shard, retry=True, **self.options)
+        own = [key for key in run.keys() if key.agent == agent.fingerprint and in_shard(key.question, shard)]
+        failed = [t for key in own if run.status(key) == "error" and (t := run.get(key)) is not None]
+        if failed and len(failed) > MOST_FAILED * len(own):
+            raise RestillError(
+                f"{len(failed)} of {len(own)} runs in {folder} failed, such as with: {failed[0].error}; mend that and "
+                "call again: it asks only these once more"
+            )
+        if failed:
+            self.job.say(f"{len(failed)} of {len(own)} runs failed and are left out, such as with: {failed[0].error}")
 
     def rank(self, name: str, run: Run, content: str, agent: Agent, ranker: StepRanker) -> Rankings:
         """The ranker's orders over the run's steps, which stay beside it; the phase tells how they agree.
@@ -212,7 +232,7 @@ class Phases(Generic[AnyMethod]):
             shutil.rmtree(folder.with_name("adapter.training"), ignore_errors=True)
 
         def work() -> dict[str, Any]:
-            self.job.say(f"{name}: training on {len(mixture)} trajectories, {mixture.tokens} tokens")
+            self.job.say(f"{name}: training on {mixture.trajectories} trajectories, {mixture.tokens} tokens")
             trainer.fit(mixture, out=folder, manifest=manifest, progress=self.options["progress"])
             trim()
             facts = read_json(folder / "manifest.json")
@@ -258,7 +278,7 @@ class Phases(Generic[AnyMethod]):
 
         def part() -> None:
             self.job.say(f"{arm}: evaluating on {len(self.held_out)} questions")
-            rollout(agent, self.held_out, out=folder, shard=self.job.shard, **asked, **self.options)
+            self._ask(agent, self.held_out, folder, **asked)
 
         def work() -> dict[str, Any]:
             scored = score_run(Run.open(folder), self.held_out, agent=agent.fingerprint, samples=self.eval_samples)

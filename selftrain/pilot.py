@@ -112,7 +112,7 @@ class Pilot:
         """What the pilot is trained on, in the tokens of ``agent``'s model."""
         labelled = any(q.answers for q in questions)
         ranker = GoldRanker() if labelled and not self.noise else CompletedRanker()
-        read = [t for t in trajectories if self.noise or grounded(t)]
+        read = [t for t in trajectories if self.noise or not agent.plan.tools or grounded(t)]
         kept = select(ranker, questions, read, keep_per_question=self.samples)[: self.most]
         if self.teacher is None:
             return kept
@@ -148,16 +148,15 @@ class GoldDocuments:
     """
 
     def __init__(self, documents: Iterable[Document]) -> None:
-        self._by_name = dict[str, Document]()
-        for document in documents:
-            self._by_name[document.id] = self._by_name[document.title] = document
+        listed = list(documents)
+        self._by_id, self._by_title = {d.id: d for d in listed}, {d.title: d for d in listed}
 
     def __call__(self, question: Question) -> str:
+        known = (self._by_title | self._by_id) if question.gold else self._by_title
         names = question.gold or question.gold_titles
-        if missing := [name for name in names if name not in self._by_name]:
+        if missing := [name for name in names if name not in known]:
             raise RestillError(f"question {question.id!r}: there is no document {missing[0]!r} to show")
-        shown = " ".join(f"{self._by_name[name].title}: {self._by_name[name].text}" for name in names)
-        return f"{shown} {gold_hint(question)}"
+        return f"{' '.join(f'{known[name].title}: {known[name].text}' for name in names)} {gold_hint(question)}"
 
 
 def gold_hint(question: Question) -> str:

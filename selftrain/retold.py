@@ -13,6 +13,8 @@ from ..agents.agent import Agent
 from ..agents.model import ChatTokenizer
 from ..agents.prompt import opening
 from ..agents.protocol import write_turn
+from ..agents.question import Question
+from ..agents.reason import ReasoningAgent
 from ..agents.search.agent import SearchAgent
 from ..agents.search.replay import walk
 from ..agents.search.state import from_record
@@ -38,7 +40,10 @@ def retold(agent: Agent, trajectory: Trajectory) -> Trajectory:
             f"trajectory {trajectory.id} is of {trajectory.protocol}, the agent that is to learn from it speaks "
             f"{agent.plan.protocol}; let the same kind of agent make both"
         )
-    steps = _search(agent, trajectory) if isinstance(agent, SearchAgent) else _chat(agent, trajectory)
+    if isinstance(agent, SearchAgent):
+        steps = _search(agent, trajectory)
+    else:
+        steps = _thought(agent, trajectory) if isinstance(agent, ReasoningAgent) else _chat(agent, trajectory)
     return trajectory.model_copy(update={"steps": list(steps), "text_only": False})
 
 
@@ -55,6 +60,15 @@ def _chat(agent: Agent, trajectory: Trajectory) -> Iterator[Step]:
         yield step.model_copy(update={"prompt": prompt, "samples": [sample]})
         if step.observation is not None and step.observation.text:
             transcript.observe(step.observation.text)
+
+
+def _thought(agent: ReasoningAgent, trajectory: Trajectory) -> Iterator[Step]:
+    messages = agent.messages(Question(id=trajectory.question_id, question=trajectory.question))
+    transcript = TokenTranscript(agent.model, messages, messages)
+    for step in trajectory.steps:
+        prompt, sample = transcript.take_prompt(), _said(agent.model.tokenizer, step.sample, step.sample.text)
+        transcript.keep(sample)
+        yield step.model_copy(update={"prompt": prompt, "samples": [sample]})
 
 
 def _search(agent: SearchAgent, trajectory: Trajectory) -> Iterator[Step]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ..agents.question import Question
 from ..agents.trajectory import Trajectory
@@ -30,7 +31,7 @@ def select(
 ) -> list[Kept]:
     """Rank the trajectories of each question and keep the best: the reward filter.
 
-    Two with the same tokens count once. Ties go to the lower sample index; the order is that of
+    Two that say the same count once. Ties go to the lower sample index; the order is that of
     ``questions``.
     """
     by_question: dict[str, list[Trajectory]] = {}
@@ -43,10 +44,10 @@ def select(
             continue
         seen = question if ranker.needs_labels else question.without_labels()
         scores = ranker.rank(seen, candidates)
-        kept: dict[tuple[int, ...], Kept] = {}
+        kept: dict[tuple[Any, ...], Kept] = {}
         for score, t in sorted(zip(scores, candidates, strict=True), key=lambda pair: -pair[0]):
             if score != VETO and _teaches(t):
-                kept.setdefault(tuple(t.token_ids()), Kept(t, score))
+                kept.setdefault(said(t), Kept(t, score))
         if kept:
             groups.append(list(kept.values())[:keep_per_question])
     best = sorted(range(len(groups)), key=lambda i: -groups[i][0].score)
@@ -58,6 +59,11 @@ def select_random(trajectories: Iterable[Trajectory], count: int, *, seed: int) 
     """``count`` trajectories drawn without looking at them: the control."""
     pool = sorted((t for t in trajectories if _teaches(t)), key=lambda t: t.key)
     return [Kept(t, 0.0) for t in random.Random(f"control {seed}").sample(pool, min(count, len(pool)))]
+
+
+def said(trajectory: Trajectory) -> tuple[Any, ...]:
+    """All that the model read and wrote, as token ids; of a model without them the turns that it wrote."""
+    return tuple(trajectory.token_ids()) or tuple(step.sample.text for step in trajectory.steps)
 
 
 def _teaches(trajectory: Trajectory) -> bool:

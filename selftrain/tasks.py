@@ -32,7 +32,7 @@ def read_gsm8k(path: str | os.PathLike[str], limit: int | None = None) -> list[Q
         RestillError: no such file, or a line (which is named) of another form.
     """
     questions = []
-    for number, line in enumerate(_text(path).splitlines()[:limit], 1):
+    for number, line in enumerate(_text(path).rstrip("\n").split("\n")[:limit], 1):
         try:
             row = json.loads(line)
             rationale, answer = row["answer"].rsplit("####", 1)

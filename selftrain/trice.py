@@ -17,7 +17,7 @@ import numpy as np
 
 from ..models.errors import RestillError
 from .lab import Lab
-from .latent import Latent, check_lengths
+from .latent import Latent
 from .latent_method import Guide, LatentMethod, Term, Terms
 from .trice_gradient import Estimator, estimator_weights, resample
 from .trice_memory import Memory
@@ -75,7 +75,6 @@ class TriceSource:
             return {"solved": 0.0}
         scored = lab.guided(method.guide, list(lab.questions.values()), method.guide_samples)
         found = [(s.question.key, s.latent) for s in scored if s.latent is not None]
-        check_lengths([z for _, z in found if z.reward > 0], method.train.row_length)
         self.memory = Memory.guided(found)
         unsolved = [q.id for key, q in lab.questions.items() if key not in self.memory.latents]
         if unsolved:
@@ -91,7 +90,6 @@ class TriceSource:
         batch = lab.minibatch(step, method.minibatch)
         scored = lab.propose(batch, step)
         proposals = {s.question.key: s.latent for s in scored if s.latent is not None}
-        check_lengths(list(proposals.values()), method.train.row_length)
         hits = self.memory.transition(proposals, lab.uniforms(step, _ACCEPT).random(len(proposals)))
         solved = np.array([self.memory.reward(key) > 0 for key in proposals], bool)
         facts: dict[str, Any] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
 
 from restill.agents.question import Question
 from restill.agents.reason import ReasoningAgent, answer_hint, read_answer
@@ -56,6 +58,19 @@ def test_a_rationale_without_an_answer_is_invalid(reply: str) -> None:
     trajectory = ReasoningAgent(ScriptedModel([reply]), step_tokens=64).invoke(ASKED).trajectory
     assert trajectory.status == "invalid" and trajectory.answer is None
     assert "The answer is" in str(trajectory.error) or "cut off after 64 tokens" in str(trajectory.error)
+
+
+@pytest.mark.parametrize(("reason", "status"), [("length", "invalid"), ("max_tokens", "invalid"), ("stop", "answered")])
+def test_a_remote_reply_that_its_server_cut_off_is_no_answer(reason: str, status: str) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def reply(messages: Any, **options: Any) -> AIMessage:
+        asked.append(options)
+        return AIMessage("100 + 25 = 125. The answer is 1", response_metadata={"finish_reason": reason})
+
+    trajectory = ReasoningAgent(RunnableLambda(reply)).invoke(ASKED).trajectory
+    assert trajectory.status == status and trajectory.steps[0].sample.text.endswith("is 1")
+    assert [options["temperature"] for options in asked] == [0.0]  # told, since a server's default may be another
 
 
 def test_a_prompt_that_fills_the_context_ends_by_budget() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.documents import Document as LangChainDocument
 
 from restill.agents.budget import Budget
 from restill.agents.evaluate import evaluate
@@ -75,6 +76,16 @@ def test_what_is_missing_is_redone_with_its_own_seed(tmp_path: Path, search) -> 
     assert not set(answers(other).values()) & set(whole.values())
     with pytest.raises(RestillError, match="seed 3"):
         rollout(agent, QUESTIONS, out=tmp_path / "a", seed=5)
+
+
+def test_half_a_surrogate_pair_in_an_id_ends_no_run(tmp_path: Path) -> None:
+    def search(query: str) -> list[LangChainDocument]:
+        """Find, as a loader names a file whose name is not UTF-8."""
+        return [LangChainDocument("Rome", metadata={"source": "caf\udce9.txt"})]
+
+    asked = [Question(id="\ud800", question="Where?"), Question(id="b", question="Who?")]
+    run = rollout(ReActAgent(echo_model(), [search], few_shot=0), asked, out=tmp_path)
+    assert {(t.question_id, t.status) for t in run} == {("?", "answered"), ("b", "answered")}
 
 
 def test_another_agent_shares_the_folder_but_not_the_trajectories(tmp_path: Path, search) -> None:

@@ -234,6 +234,22 @@ def test_a_langchain_tool_is_a_tool() -> None:
     assert call(shout).status == "error"
 
 
+def test_hung_langchain_tools_keep_nobody_waiting() -> None:
+    hung, out = (
+        threading.Event(),
+        Tool.of(StructuredTool.from_function(lambda: hung.wait(60), name="hung", description="-")),
+    )
+
+    async def many() -> list[str]:
+        stuck = await asyncio.gather(*[out.call({}, 0.05) for _ in range(40)])
+        return [result.status for result in (*stuck, await Tool.of(shout).call({"text": "a"}, 5.0))]
+
+    began = time.monotonic()
+    assert asyncio.run(many()) == ["timeout"] * 40 + ["ok"]
+    assert time.monotonic() - began < 30
+    hung.set()
+
+
 def test_a_langchain_tool_with_a_json_schema_or_an_artifact() -> None:
     async def find(query: str) -> tuple[str, list[LangChainDocument]]:
         return "found", [LangChainDocument(query, metadata={"source": "s"})]

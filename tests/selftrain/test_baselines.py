@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from restill.models.lora import WEIGHTS
 from restill.selftrain.baselines import DirectAnswer, FilteredSFT, ReferenceSFT, RejectionSampling, STaR
 from restill.selftrain.improve import improve
 from restill.selftrain.job_folder import plan
+from restill.selftrain.lab import Scored
 from restill.selftrain.latent import Latent
 from restill.selftrain.latent_method import LatentMethod
 from restill.selftrain.loss_log import LossLog
+from restill.selftrain.mixture import Example
 from restill.selftrain.report import Report
 from restill.selftrain.steps import TrainSteps
 
@@ -56,6 +59,17 @@ def test_filtered_sft_draws_once_and_keeps_what_is_right(tmp_path: Path) -> None
     assert report.phases["filtered SFT/train"]["trained_tokens"] > 0
     with pytest.raises(RestillError, match="there is nothing to learn"):
         train(tmp_path / "none", FilteredSFT(samples=1, **options(reward=never)))
+
+
+def test_filtered_sft_keeps_what_begins_alike_and_goes_on_otherwise() -> None:
+    def latent(*ends: int) -> Latent:
+        return Latent(sequences=tuple(Example(tokens=(1, end), weights=(0.0, 1.0)) for end in (2, *ends)), reward=1.0)
+
+    [asked], found = questions(1), [latent(3), latent(4), latent(3)]
+    lab: Any = SimpleNamespace(questions={asked.key: asked}, sampled=0)
+    lab.propose = lambda *_: [Scored(asked, None, z) for z in found]  # type: ignore[arg-type]
+    kept, _ = FilteredSFT(samples=1, **options())._gather(lab)
+    assert kept == found[:2]
 
 
 def test_a_limit_of_drawn_tokens_ends_drawing_and_one_of_trained_tokens_ends_training(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from restill.selftrain import phases as module
 from restill.selftrain.feedback import CompletedRanker, LikelihoodRanker, RandomRanker
 from restill.selftrain.improve import improve
 from restill.selftrain.job_folder import JobFolder, plan
+from restill.selftrain.judge import Judge, VetoRanker, write_verdict
 from restill.selftrain.mixture import Mixture
 from restill.selftrain.pilot import GoldDocuments, Pilot, gold_hint
 from restill.selftrain.ranker_prompt import PromptStepRanker
@@ -303,6 +304,23 @@ def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
         improve(agent(ScriptedModel([answer("x")])), questions(2), out=tmp_path / "job")
 
 
+def test_the_control_learns_from_as_many_trajectories(tmp_path: Path) -> None:
+    method = replace(METHOD, mode="step", replay=True)
+    report = improve(agent(), questions(6), out=tmp_path / "job", method=method, eval=questions(2, "eval"),
+                     control=True, baseline=False)  # fmt: skip
+    kept = {name: report.phases[f"{name}/mixture"]["kept"] for name in ("pilot", "gen1", "control")}
+    assert kept["control"] == kept["gen1"] == 2
+    assert report.phases["gen1/mixture"]["examples"] > 2
+    assert {arm.name: arm.trajectories for arm in report.arms}["generation 1"] == kept["gen1"] + kept["pilot"]
+
+
+def test_a_judge_may_veto_what_likelihood_ranks(tmp_path: Path) -> None:
+    judge = Judge(model=ScriptedModel([write_verdict("They agree.", True)] * 99), repetitions=1)
+    method = replace(METHOD, ranker=VetoRanker(LikelihoodRanker(), judge))
+    improve(agent(), questions(3), out=tmp_path / "job", method=method)
+    assert (tmp_path / "job" / "gen1" / "adapter" / "manifest.json").is_file()
+
+
 def test_a_generation_that_keeps_nothing_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RestillError, match="pilot"):
         improve(agent(), questions(3), out=tmp_path / "job", method=replace(METHOD, pilot=None))
@@ -326,6 +344,8 @@ def test_a_guide_may_show_the_gold_documents() -> None:
     assert guide(asked.model_copy(update={"gold": ["d"]})) == guide(asked)
     with pytest.raises(RestillError, match="no document 'Ship 2' to show"):
         guide(other)
+    confusing = GoldDocuments([Document(id="Ship 1", title="7", text="Seven is a number."), *documents])
+    assert confusing(asked) == guide(asked)
     pilot, model = Pilot(questions=3, guide=guide), Trainable()
     assert pilot.choose(questions(3), 0) == [asked]
     made = pilot.guided(agent(model), [asked]).invoke(asked).trajectory

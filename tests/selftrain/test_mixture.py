@@ -88,6 +88,12 @@ def test_json_keeps_every_value(pairs: list[tuple[int, float]]) -> None:
     assert Example.from_json(example.to_json()) == example
 
 
+def test_a_line_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
+    mixture = Mixture((Example(tokens=(1, 2), weights=(0.0, 1.0), provenance={"question": "a\u2028b\x85c\r"}),) * 2)
+    mixture.save(tmp_path / "m.jsonl")
+    assert Mixture.load(tmp_path / "m.jsonl") == mixture
+
+
 def test_a_file_comes_back_with_the_same_fingerprint(tmp_path: Path) -> None:
     mixture = Mixture.from_trajectories([run([answer("London")]), run([answer("Rome")])], scores=[1.0, 0.5])
     mixture.save(tmp_path / "m.jsonl")

@@ -56,6 +56,17 @@ def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
     assert tuple(epoch_order(20, seed=0, epoch=0)) == orders[0]
 
 
+@given(st.lists(st.integers(2, 20), min_size=1, max_size=60))
+def test_an_example_lies_in_the_first_row_that_has_room(sizes: list[int]) -> None:
+    rows = pack([Example(tokens=(1,) * size, weights=(0.0,) + (1.0,) * (size - 1)) for size in sizes], 20)
+    room: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        first = next((r for r, free in enumerate(room) if free >= sizes[i]), len(room))
+        room[first : first + 1] = [(room[first] if first < len(room) else 20) - sizes[i]]
+        assert i in rows.segments[first]
+    assert len(rows) == len(room)
+
+
 def test_a_long_example_keeps_its_beginning_and_is_counted() -> None:
     long = Example(tokens=tuple(range(50)), weights=(0.0, *[1.0] * 49))
     late = Example(tokens=tuple(range(50)), weights=(*[0.0] * 49, 1.0))

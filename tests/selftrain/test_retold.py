@@ -16,9 +16,10 @@ from langchain_core.runnables import RunnableLambda
 
 from restill import JaxChatModel, Question, RemoteChatModel
 from restill.agents.react import ReActAgent
+from restill.agents.reason import ReasoningAgent
 from restill.agents.run import Run
 from restill.agents.search.agent import SearchAgent
-from restill.agents.testing import ByteTokenizer
+from restill.agents.testing import ByteTokenizer, ScriptedModel, answer, call
 from restill.models.engine.request import Request, Sampling
 from restill.models.errors import RestillError
 from restill.models.testing import tiny_checkpoint
@@ -79,6 +80,30 @@ def test_it_reads_as_if_the_learner_had_done_it(kind: str) -> None:
     assert Mixture.from_trajectories([told]).examples[0].tokens == Mixture.from_trajectories([own]).examples[0].tokens
 
 
+def test_a_rationale_is_learnt_as_it_was_thought() -> None:
+    asked = Question(id="q", question="What is 2 + 2?", answers=["4"])
+    own = ReasoningAgent(ScriptedModel(["It is 4. The answer is 4."])).invoke(asked).trajectory
+    spoken = RunnableLambda(lambda *_, **__: AIMessage("It is 4. The answer is 4."))
+    teacher = Pilot(teacher=spoken, samples=1)
+    learner = ReasoningAgent(ScriptedModel([]))
+    said = teacher.guided(learner, [asked]).invoke(asked).trajectory
+    [kept] = teacher.keep(learner, [said], [asked])
+    assert said.text_only and kept.trajectory.token_ids() == own.token_ids()
+
+
+def test_every_right_run_of_a_teacher_is_kept() -> None:
+    learner = ReActAgent(ExpertModel(ByteTokenizer(), ASKED), [search], few_shot=0, step_tokens=2000)
+
+    def run(sample: int, thought: str) -> Any:
+        turns = iter([call("search", query="Ship 0", thought=thought), answer("Ada 0", 1)])
+        teacher = RunnableLambda(lambda *_, **__: AIMessage(next(turns)))
+        return learner.replace(model=teacher).invoke(ASKED[0]).trajectory.model_copy(update={"sample": sample})
+
+    runs = [run(0, "I look."), run(1, "I search."), run(2, "I look.")]
+    kept = Pilot(teacher=RunnableLambda(str), samples=3).keep(learner, runs, ASKED)
+    assert [k.trajectory.sample for k in kept] == [0, 1]
+
+
 def test_an_agent_of_another_kind_is_refused() -> None:
     expert = SearchExpertModel(ByteTokenizer(), ASKED)
     own = SearchAgent(expert, [search], few_shot=0, samples=1).invoke(ASKED[0]).trajectory
@@ -133,6 +158,28 @@ def test_a_model_behind_a_server_teaches_the_pilot(url: str, tmp_path: Path) -> 
     assert (Path(report.adapter) / "adapter_model.safetensors").is_file()
     with pytest.raises(RestillError, match="models.pilot.teacher"):
         job("other")
+
+
+def test_a_pilot_whose_teacher_was_away_is_made_when_it_is_back(tmp_path: Path) -> None:
+    learner = ScriptedModel([])
+    learner.checkpoint, learner.with_adapter, learner.adapter = tiny_checkpoint(layers=1), None, None
+    agent, here = ReActAgent(learner, [search], few_shot=0), [False]
+    spoken = speaking(ExpertModel(ByteTokenizer(), ASKED))
+
+    def reply(messages: Any, **_: Any) -> AIMessage:
+        if not here[0]:
+            raise RestillError("the server is away")
+        return spoken.invoke(messages)
+
+    train = TrainConfig(rank=2, epochs=1, row_length=4096)
+    method = ReST(generations=0, pilot=Pilot(teacher=RunnableLambda(reply)), train=train)
+    for _ in range(3):
+        with pytest.raises(RestillError, match="4 of 4 runs in .* failed, such as with: .*server is away"):
+            improve(agent, ASKED, out=tmp_path / "job", method=method)
+    here[0] = True
+    with pytest.raises(TypeError):  # this learner cannot put on what it has learnt
+        improve(agent, ASKED, out=tmp_path / "job", method=method)
+    assert (tmp_path / "job" / "pilot" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_an_expert_and_a_teacher_are_not_both() -> None:

@@ -68,6 +68,16 @@ def test_a_guide_that_never_succeeds_and_minibatches_without_a_right_memory_trai
     assert not any(leaf.any() for name, leaf in leaves.items() if name.endswith(".b"))
 
 
+def test_latents_that_no_row_can_hold_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = agent()
+    prompts = [len(own.model.tokenizer.chat(own.messages(q))) for q in questions()]
+    fitting = replace(TRAIN, row_length=min(prompts) + own.step_tokens)
+    with caplog.at_level(logging.WARNING, "restill.trice"):
+        train(tmp_path / "some", train=fitting)
+    assert f"more tokens than row_length={fitting.row_length}; they are left out" in caplog.text
+    assert any(row["unscored"] for row in logged(tmp_path / "some"))
+
+
 def test_minibatches_in_which_everything_is_accepted_have_a_gradient_of_zero(tmp_path: Path) -> None:
     report = train(tmp_path, reward=always)
     assert all(row["grad_norm"] == 0 and row["terms"] == 0 for row in logged(tmp_path))
@@ -181,7 +191,7 @@ def test_memories_outlive_a_checkpoint_with_their_tokens_and_ages(whole: Path) -
 
 
 def test_rows_too_short_for_a_latent_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RestillError, match="raise row_length to at least"):
+    with pytest.raises(RestillError, match=r"\(at most \d+\); raise row_length"):
         train(tmp_path, train=replace(TRAIN, row_length=32), reward=always)
 
 

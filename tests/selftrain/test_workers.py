@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
-from concurrent.futures import Future
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +123,34 @@ def test_other_settings_are_refused_of_every_worker(tmp_path: Path) -> None:
         Job(tmp_path, {"seed": 2}, shard=(1, 2))
 
 
-def test_a_part_of_other_inputs_is_done_again(tmp_path: Path) -> None:
-    job = Job(tmp_path, {}, shard=(0, 2))
-    done: list[str] = []
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_other_inputs_made_is_thrown_away_before_any_part_begins(tmp_path: Path, finished: bool) -> None:
+    made = tmp_path / "made"
 
-    def run(inputs: str) -> None:
-        write_json(tmp_path / "a.part-1-of-2.json", {"inputs": hash_json({"x": inputs})})  # the other is ready
-        job.phase("a", {"x": inputs}, lambda: {"made": inputs}, part=lambda: done.append(inputs))
+    def phase(worker: int, inputs: str, break_off: bool = False) -> dict[str, Any]:
+        job = Job(tmp_path, {}, shard=(worker, 2))
 
-    for inputs in ("one", "one", "two"):
-        run(inputs)
-    assert done == ["one", "two"] and job.phases["a"]["made"] == "two"
+        def part() -> None:
+            (made / inputs).mkdir(parents=True, exist_ok=True)
+            (made / inputs / str(worker)).touch()
+
+        def work() -> dict[str, Any]:
+            if break_off:
+                raise KeyboardInterrupt
+            return {"made": sorted(str(file.relative_to(made)) for file in made.rglob("?"))}
+
+        time.sleep(0 if worker else 0.1)  # worker 0 comes late
+        return job.phase("a", {"x": inputs}, work, part=part, discard=lambda: shutil.rmtree(made))
+
+    for inputs, break_off in (("one", not finished), ("two", False), ("two", False)):
+        with ThreadPoolExecutor(2) as pool:
+            led, followed = (pool.submit(phase, worker, inputs, break_off) for worker in (0, 1))
+            if break_off:
+                assert isinstance(led.exception(), KeyboardInterrupt)
+                write_json(tmp_path / "a.done.json", {"inputs": hash_json({"x": inputs}), "seconds": 0, "result": {}})
+                followed.result()
+                (tmp_path / "a.done.json").unlink()  # the worker that waited is gone as well
+    assert led.result()["made"] == followed.result()["made"] == ["two/0", "two/1"]
 
 
 def test_parts_of_a_ranking_are_taken_up_and_none_is_ranked_twice(tmp_path: Path) -> None:
