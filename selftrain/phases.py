@@ -108,7 +108,7 @@ class Phases(Generic[AnyMethod]):
                 "call again: it asks only these once more"
             )
         if failed:
-            self.job.say(f"{len(failed)} of {len(own)} runs failed and are left out, such as with: {failed[0].error}")
+            self.job.say(f"{len(failed)} of {len(own)} runs failed, such as with: {failed[0].error}")
 
     def rank(self, name: str, run: Run, content: str, agent: Agent, ranker: StepRanker) -> Rankings:
         """The ranker's orders over the run's steps, which stay beside it; the phase tells how they agree.
