@@ -48,6 +48,8 @@ def main(
     written: Annotated[int, typer.Option(help="Questions that are written about the documents.")] = 800,
     generations: Annotated[int, typer.Option(help="After the pilot.")] = 2,
     samples: Annotated[int, typer.Option(help="Trajectories a question in a generation.")] = 1,
+    keep: Annotated[int, typer.Option(help="How many right ones of them are learnt from.")] = 1,
+    precision: Annotated[str, typer.Option(help="Of the agent's model; bf16 where the processor has it.")] = "auto",
     baseline: Annotated[bool, typer.Option(help="Also score the untrained model; a later run may do so.")] = True,
     install: Annotated[Path | None, typer.Option(help="Copy the adapter here.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few questions, none written; no measure.")] = False,
@@ -67,14 +69,14 @@ def main(
     if written:
         train += _written(parts, asked, written, out)
     agent = ReActAgent(
-        JaxChatModel.from_pretrained(MODEL, max_context=2304),  # the base's prompt has examples
+        JaxChatModel.from_pretrained(MODEL, precision=precision, max_context=2304),  # the base's prompt has examples
         [Retriever.open(out / "index", mode="hops", k=PASSAGES).as_tool()],
         budget=Budget(steps=SEARCHES + 1, seconds=None),
         observation_tokens=OBSERVED,
     )
     tune = TrainConfig(epochs=2, rows=1, row_length=LONGEST, frozen_layers=10, lr=3e-3, precision="bf16")
     method = ReST(
-        generations=generations, samples=samples, keep_per_question=samples, start="base", replay=True, train=tune,
+        generations=generations, samples=samples, keep_per_question=keep, start="base", replay=True, train=tune,
         pilot=Pilot(questions=shown, script=search_then_follow),
     )  # fmt: skip
     report = improve(
