@@ -35,15 +35,17 @@ class _Commands(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except OSError as error:
-            if error.filename is None:
+            if error.strerror is None:
                 raise
-            self._fail(f"{error.filename}: {error.strerror}")
+            self._fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
 
     @staticmethod
     def _fail(message: str) -> None:
         if os.environ.get("RESTILL_DEBUG"):
             raise
-        typer.secho(f"error: {message}", fg="red", err=True)
+        from .console import printable
+
+        typer.secho(f"error: {printable(message)}", fg="red", err=True)
         raise typer.Exit(1) from None
 
 

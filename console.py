@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from .agents.trajectory import Observation, Step, Trajectory
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _COLOURS = {
     "answered": "green",
     "budget": "yellow",
@@ -37,11 +39,11 @@ def show_step(step: Step, number: int) -> RenderableType:
     """One step: thought, action, and what came back with its document ids."""
     rows: list[RenderableType] = []
     if step.thought:
-        rows.append(_row("thought", Text(step.thought)))
+        rows.append(_row("thought", _text(step.thought)))
     if step.action is None:
-        rows.append(_row("wrote", Text(" ".join(step.sample.text.split()), style="red")))
+        rows.append(_row("wrote", _text(" ".join(step.sample.text.split()), style="red")))
     elif step.action.tool != "finish":
-        rows.append(_row(step.action.tool, Text(_arguments(step.action.arguments), style="cyan")))
+        rows.append(_row(step.action.tool, _text(_arguments(step.action.arguments), style="cyan")))
     if step.observation is not None:
         rows.extend(_observation(step.observation))
     head = Text(f"step {number}" + (f" · {step.kind}" if step.kind else ""), style="bold")
@@ -53,18 +55,18 @@ def show_result(trajectory: Trajectory) -> RenderableType:
     """The answer with its citations, and a line of status, tokens and seconds."""
     lines: list[RenderableType] = []
     if trajectory.answer is not None:
-        lines.append(_row("answer", Text(trajectory.answer, style="bold")))
+        lines.append(_row("answer", _text(trajectory.answer, style="bold")))
     if trajectory.citations:
         places = [f"{c.doc_id} ({c.start}-{c.end})" for c in trajectory.citations]
-        lines.append(_row("cites", Text(", ".join(places), style="cyan")))
+        lines.append(_row("cites", _text(", ".join(places), style="cyan")))
     if trajectory.error:
-        lines.append(_row("error", Text(trajectory.error, style="red")))
+        lines.append(_row("error", _text(trajectory.error, style="red")))
     return Group(*lines, _row("", status_line(trajectory)))
 
 
 def show_trajectory(trajectory: Trajectory) -> RenderableType:
     """A whole trajectory: question, steps, answer."""
-    question = Text.assemble(("question", "bold"), "  ", trajectory.question)
+    question = Text.assemble(("question", "bold"), "  ", printable(trajectory.question))
     steps = [show_step(step, number) for number, step in enumerate(trajectory.steps, 1)]
     return Group(question, *steps, show_result(trajectory))
 
@@ -94,7 +96,7 @@ def trajectory_list(trajectories: Iterable[Trajectory]) -> Table:
     for t in trajectories:
         status = Text(t.status + ("*" if t.forced else ""), style=_COLOURS.get(t.status, ""))
         answer = " ".join((t.answer or "").split())
-        table.add_row(t.id, status, str(len(t.steps)), Text(t.question), Text(answer))
+        table.add_row(t.id, status, str(len(t.steps)), _text(t.question), _text(answer))
     return table
 
 
@@ -113,8 +115,24 @@ def run_summary(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
             f"{row['prompt_tokens']} read from the cache",
             f"{row['seconds']:.1f} s in all",
         ]
-        paragraphs.append(Text.assemble((f"agent {row['agent']} ", "bold"), name, "\n  " + "\n  ".join(facts)))
+        paragraphs.append(
+            Text.assemble((f"agent {row['agent']} ", "bold"), printable(name), "\n  " + "\n  ".join(facts))
+        )
     return Group(*paragraphs)
+
+
+def printable(text: str) -> str:
+    """What a document or a model wrote, without control characters: some steer a terminal."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def warn(text: str) -> None:
+    """A line of warning, for people."""
+    stderr().print(f"warning: {printable(text)}", style="yellow", markup=False)
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(printable(text), style=style)
 
 
 def _row(label: str, value: Text) -> RenderableType:
@@ -129,12 +147,12 @@ def _row(label: str, value: Text) -> RenderableType:
 def _observation(observation: Observation) -> Iterable[RenderableType]:
     text = observation.text.removeprefix("Observation:").strip() or (observation.error or "")
     if not observation.passages:
-        yield _row("found" if observation.status == "ok" else observation.status, Text(text))
+        yield _row("found" if observation.status == "ok" else observation.status, _text(text))
         return
     label = "found"
     for passage, piece in zip(observation.passages, _pieces(text, observation), strict=True):
-        shown = Text.assemble((f"[{passage.handle}] ", "bold"), (passage.doc_id, "cyan"))
-        yield _row(label, shown.append(f"  {piece}", style="dim"))
+        shown = Text.assemble((f"[{passage.handle}] ", "bold"), (printable(passage.doc_id), "cyan"))
+        yield _row(label, shown.append(f"  {printable(piece)}", style="dim"))
         label = ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -168,19 +169,17 @@ def score_run(run: Run, questions: Sequence[Question], *, agent: str, samples: i
     """
     need_answers(questions)
     rows: list[EvalRow] = []
-    found: list[Trajectory] = []
     losses: list[Loss | None] = []
+    spent: list[tuple[str, int, int, int, float]] = []  # of each trajectory: they are not all kept in memory
     for question in questions:
         keys = [Key(question.key, sample, agent) for sample in range(samples)]
         trajectories = [t for key in keys if (t := run.get(key)) is not None]
-        found += trajectories
+        spent += [(t.status, len(t.calls()), t.usage.generated, t.usage.prompt, t.seconds) for t in trajectories]
         if question.gold or question.gold_titles:
             losses.extend(lost_to(question, t) for t in trajectories)
         rows.append(_row(question, trajectories, samples))
-    statuses: dict[str, int] = {}
     worked = run.stats(agent)
-    for t in found:
-        statuses[t.status] = statuses.get(t.status, 0) + 1
+    statuses, calls, generated, read, seconds = map(list, zip(*spent, strict=True)) if spent else ([],) * 5
     recalls = [row.recall for row in rows if row.recall is not None]
     return EvalReport(
         agent=agent,
@@ -194,14 +193,14 @@ def score_run(run: Run, questions: Sequence[Question], *, agent: str, samples: i
         em_unforced=_mean([row.em_unforced for row in rows]),
         answered=_mean([row.answered for row in rows]),
         forced=_mean([row.forced for row in rows]),
-        statuses=statuses,
-        tool_calls=_mean([len(t.calls()) for t in found]),
-        tokens=_mean([t.usage.generated for t in found]),
-        prompt_tokens=_mean([t.usage.prompt for t in found]),
-        seconds=_mean([t.seconds for t in found]),
+        statuses=dict(Counter(statuses)),
+        tool_calls=_mean(calls),
+        tokens=_mean(generated),
+        prompt_tokens=_mean(read),
+        seconds=_mean(seconds),
         recall=_mean(recalls) if recalls else None,
         lost={loss: losses.count(loss) / len(losses) for loss in LOSSES} if losses else {},
-        missing=len(rows) * samples - len(found),
+        missing=len(rows) * samples - len(spent),
         occupancy=None if worked is None else worked.occupancy,
         run=str(run.path),
         rows=rows,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..retrieval.write import folded
 from .question import Question
-from .scores import exact_match, normalise
+from .scores import exact_match
 from .trajectory import Trajectory
 
 Loss = Literal["format", "retrieval", "hop", "reading"]
@@ -20,8 +21,8 @@ def evidence_recall(question: Question, trajectory: Trajectory) -> float | None:
     if question.gold:
         wanted, found = set(question.gold), set(trajectory.doc_ids())
     elif question.gold_titles:
-        wanted = {normalise(title) for title in question.gold_titles}
-        found = {normalise(passage.title) for passage in trajectory.passages()}
+        wanted = {folded(title) for title in question.gold_titles}
+        found = {folded(passage.title) for passage in trajectory.passages()}
     else:
         return None
     return len(wanted & found) / len(wanted)

@@ -62,8 +62,9 @@ class Question(BaseModel):
         row["gold"] = _as_list(row.get("gold"))
         row["gold_titles"] = _as_list(row.get("gold_titles"))
         extra = {name: row.pop(name) for name in list(row) if name not in _KNOWN}
-        if extra:
-            row["metadata"] = {**(row.get("metadata") or {}), **extra}
+        known = row.get("metadata") or {}
+        if extra and isinstance(known, dict):
+            row["metadata"] = {**known, **extra}
         return row
 
     @property
@@ -107,16 +108,18 @@ def read_questions(path: str | os.PathLike[str], limit: int | None = None) -> li
     if not file.is_file():
         raise RestillError(f"no question file at {str(path)!r}; give a JSONL file with one question a line")
     questions: list[Question] = []
-    with file.open(encoding="utf-8", errors="replace") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if limit is not None and len(questions) >= limit:
                 break
             if not line.strip():
                 continue
             try:
-                questions.append(Question.model_validate(json.loads(line)))
+                questions.append(Question.model_validate(json.loads(line.decode("utf-8-sig"))))
             except ValidationError as error:
                 raise RestillError(f"{path}, line {number} is no question: {_first(error)}") from None
+            except UnicodeDecodeError as error:
+                raise RestillError(f"{path}, line {number} is not UTF-8 ({error.reason}); save it as that") from None
             except (ValueError, RecursionError) as error:
                 raise RestillError(f"{path}, line {number} is not JSON: {error}") from None
     if not questions and limit != 0:

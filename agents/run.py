@@ -192,8 +192,7 @@ class Run:
 
     def find(self, name: str) -> list[Trajectory]:
         """Trajectories whose id, question key or question id begins with ``name``."""
-        found = (t for t in self if t.id.startswith(name) or t.question_key.startswith(name) or t.question_id == name)
-        return list(found)
+        return [t for t in self if any(n.startswith(name) for n in (t.id, t.question_key, t.question_id))]
 
     def filter(self, *, status: str | None = None, agent: str | None = None) -> Iterator[Trajectory]:
         """Trajectories of one status, one agent, or both."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +39,7 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..agents.agent import Agent, AgentResult
+    from ..agents.trajectory import Trajectory
 
 
 def ask(
@@ -125,12 +128,10 @@ def show(
     from ..console import run_summary, show_trajectory, stdout, trajectory_list
 
     opened = Run.open(run)
-    found = opened.find(name) if name else list(opened)
-    if status:
-        found = [t for t in found if t.status == status]
-    if name and not found:
+    asked = (t for t in (opened.find(name) if name else opened) if status in (None, t.status))
+    found: Iterable[Trajectory] = islice(asked, limit)  # a run may be larger than memory
+    if name and not (found := list(found)):
         raise RestillError(f"no trajectory {name!r} in {run}; `restill show {run}` lists them")
-    found = found[:limit]
     screen = stdout()
     if json:
         for trajectory in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,8 +49,7 @@ IndexOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--index",
-        envvar="RESTILL_INDEX",
-        help="Folder made by `restill index`; ./index if not given. Several are searched as one.",
+        help="Folder made by `restill index`; $RESTILL_INDEX or ./index if not given. Several are searched as one.",
         rich_help_panel=_A,
     ),
 ]
@@ -93,7 +93,7 @@ FewShotOption = Annotated[
     ),
 ]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 is greedy.", rich_help_panel=_A)]
-SeedOption = Annotated[int, typer.Option(help="Equal seeds give equal runs.", rich_help_panel=_R)]
+SeedOption = Annotated[int, typer.Option(min=0, help="Equal seeds give equal runs.", rich_help_panel=_R)]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use only the first N.", rich_help_panel=_R)]
 SamplesOption = Annotated[int, typer.Option(min=1, help="Runs over each question.", rich_help_panel=_R)]
 ConcurrencyOption = Annotated[
@@ -189,24 +189,26 @@ def open_retriever(
     Raises:
         RestillError: both are given, or neither and there is no ./index.
     """
-    from ..console import stderr
+    from ..console import warn
     from ..retrieval.modes import checked_mode
     from ..retrieval.retriever import Retriever
 
     way = checked_mode(mode)
+    if not docs and not index and (named := os.environ.get("RESTILL_INDEX")):
+        index = [Path(folder) for folder in named.split(os.pathsep)]
     if docs:
         if index:
             raise RestillError("--docs and --index exclude each other; give one")
         fetch(["minilm"])
         retriever = Retriever.from_path(*docs, k=k, mode=way, progress=progress)
         for warning in retriever.load_warnings:
-            stderr().print(f"warning: {warning}", style="yellow", markup=False)
+            warn(warning)
         return retriever
     if not index and not Path("index").is_dir():
         raise RestillError("no index: give --index DIR or --docs PATH, or make ./index with `restill index PATH`")
     retriever = Retriever.open(index or [Path("index")], k=k, mode=way)
     for warning in retriever.load_warnings:
-        stderr().print(f"warning: {warning}", style="yellow", markup=False)
+        warn(warning)
     return retriever
 
 

@@ -63,7 +63,7 @@ def index(
     content are embedded; stopped at any time, it goes on where it was. Give the index to the other
     commands with --index.
     """
-    from ..console import stderr, stdout
+    from ..console import stdout, warn
     from ..retrieval.maintain import bring_up_to_date, check_index, repair_index
 
     if check + repair + bool(paths or delete or kind) != 1:
@@ -90,7 +90,7 @@ def index(
         progress=not json,
     )
     for warning in report["warnings"]:
-        stderr().print(f"warning: {warning}", style="yellow", markup=False)
+        warn(warning)
     if json:
         print_json(report)
         return

@@ -40,7 +40,7 @@ def distill(
         float, typer.Option(min=0.0, max=1.0, help="Weight of what the teacher only read: prompts, observations.")
     ] = 0.0,
     docs: Annotated[
-        list[Path] | None,
+        list[str] | None,  # a Path would make https:/ of https://
         typer.Option("--docs", help="Documents whose words the student's vocabulary shall hold; may be repeated."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the mixture.")] = None,
@@ -95,10 +95,14 @@ def distill(
     )
 
 
-def _texts(paths: list[Path]) -> list[str]:
+def _texts(paths: list[str]) -> list[str]:
     """The texts of documents."""
     if not paths:
         return []
+    from ..console import warn
     from ..retrieval.load import load
 
-    return [f"{document.title}\n{document.text}" for document in load(*paths).documents]
+    loaded = load(*paths)
+    for warning in loaded.warnings:
+        warn(warning)
+    return [f"{document.title}\n{document.text}" for document in loaded.documents]

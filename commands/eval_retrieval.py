@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..agents.question import Question
+    from ..retrieval.modes import Mode
     from ..retrieval.retriever import Retriever
     from ..retrieval.types import Hit
 
@@ -47,11 +48,15 @@ def eval_retrieval(
     the first 100 documents. Questions without gold documents are left out, and counted.
     """
     from ..agents.question import read_questions
-    from ..console import stderr, stdout
+    from ..console import stdout, warn
     from ..retrieval.metrics import DEPTH, rank_documents, read_qrels, score
-    from ..retrieval.modes import checked_mode
+    from ..retrieval.modes import check_k, checked_mode
 
-    wanted = [checked_mode(name) for name in dict.fromkeys(mode)]
+    wanted: list[Mode] = [checked_mode(name) for name in dict.fromkeys(mode)]
+    cutoffs = list(dict.fromkeys(k))
+    depth = max(DEPTH, *cutoffs)
+    for name in wanted:
+        check_k(name, depth)
     judgements = None if qrels is None else read_qrels(qrels)
     asked = read_questions(questions, limit=limit)
     retriever = open_retriever(index, docs, 1, progress=not json)
@@ -61,20 +66,18 @@ def eval_retrieval(
         raise RestillError(f"no question of {questions} has gold documents; give gold, gold_titles or --qrels")
     relevant = [document for i in judged for document, grade in gold[i].items() if grade > 0]
     snapshot = retriever.snapshot
+    documents = len(set(snapshot.documents_of(snapshot.rows.tolist()).values()))
     unknown = sum(not snapshot.rows_of(document) for document in relevant)
     for count, problem in (
         (len(asked) - len(judged), "questions without gold documents left out"),
         (unknown, "gold documents are not in the index; they count as not found"),
     ):
         if count:
-            stderr().print(f"warning: {count} {problem}", style="yellow", markup=False)
-    cutoffs = list(dict.fromkeys(k))
+            warn(f"{count} {problem}")
     values: dict[str, dict[str, list[float]]] = {}
     for name in wanted:
         searching = retriever.model_copy(update={"mode": name})
-        rankings = rank_documents(
-            partial(_search, searching), [asked[i].question for i in judged], max(DEPTH, *cutoffs)
-        )
+        rankings = rank_documents(partial(_search, searching), [asked[i].question for i in judged], depth, documents)
         values[name] = score(rankings, [gold[i] for i in judged], cutoffs)
     modes = compare(values, seed)
     if json:

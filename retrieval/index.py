@@ -245,11 +245,10 @@ class Index:
             raise RestillError(f"{folder} exists and is no index; give a new folder, or remove it first")
         with replacing(folder) as fresh:
             self.view.store.copy_to(fresh / STORE)
-            copy = Index(fresh, View.open(fresh, self.view.dense.threads))
-            if copy.view.dense.stale or copy.view.meta["faiss"] is not None:
-                with copy.writer.transaction():
-                    copy.writer.set_meta(faiss=None)
-                copy.compact()
+            copy = Index(fresh, View.open(fresh, self.view.dense.threads, derived=False))
+            with copy.writer.transaction():
+                copy.writer.set_meta(faiss=None)  # that file was not copied
+            copy.compact()
             copy.close()
             about = {"name": self.encoder, "fingerprint": self.encoder_fingerprint, "dim": self.dim}
             write_manifest(fresh, about)

@@ -20,6 +20,7 @@ Search = Callable[[Sequence[str], int], Sequence[Sequence[Hit]]]
 
 DEPTH = 100
 """Documents of a ranking that MRR and MAP look at."""
+_AT_ONCE = 128
 
 
 def recall(ranking: Ranking, relevance: Relevance, k: int) -> float:
@@ -70,23 +71,37 @@ def score(
     for name, measure in {"recall": recall, "all-gold": all_gold, "nDCG": ndcg}.items():
         for k in cutoffs:
             values[f"{name}@{k}"] = [measure(ranking, relevance, k) for ranking, relevance in pairs]
-    values["MRR"] = [reciprocal_rank(ranking, relevance) for ranking, relevance in pairs]
-    values["MAP"] = [average_precision(ranking, relevance) for ranking, relevance in pairs]
+    values["MRR"] = [reciprocal_rank(ranking[:DEPTH], relevance) for ranking, relevance in pairs]
+    values["MAP"] = [average_precision(ranking[:DEPTH], relevance) for ranking, relevance in pairs]
     return values
 
 
-def rank_documents(search: Search, queries: Sequence[str], depth: int = DEPTH) -> list[list[str]]:
+def rank_documents(
+    search: Search, queries: Sequence[str], depth: int = DEPTH, documents: int | None = None
+) -> list[list[str]]:
     """The first ``depth`` documents for each query, each at the rank of its best passage.
 
     Passages are fetched until they belong to so many documents, or there are no more.
+
+    Args:
+        documents: how many there are; a ranking of all of them needs no more passages.
     """
+    enough = depth if documents is None else min(depth, documents)
+    return [
+        ranking
+        for start in range(0, len(queries), _AT_ONCE)  # hits have texts: not those of all queries in memory
+        for ranking in _ranked(search, queries[start : start + _AT_ONCE], depth, enough)
+    ]
+
+
+def _ranked(search: Search, queries: Sequence[str], depth: int, enough: int) -> list[list[str]]:
     rankings: list[list[str]] = [[] for _ in queries]
     waiting, passages = list(range(len(queries))), depth
     while waiting:
         short = []
         for query, hits in zip(waiting, search([queries[i] for i in waiting], passages), strict=True):
             rankings[query] = list(dict.fromkeys(hit.chunk.doc_id for hit in hits))[:depth]
-            if len(rankings[query]) < depth and len(hits) >= passages:
+            if len(rankings[query]) < enough and len(hits) >= passages:
                 short.append(query)
         waiting, passages = short, 4 * passages
     return rankings

@@ -34,8 +34,8 @@ STOP_WORDS = frozenset(
 )
 """The usual English list (Snowball's, NLTK's), without contractions' pieces that are words: don, haven, ma, won."""
 
-# What unicode61 takes for a word: letters and digits, no underscore.
-_WORD = re.compile(r"[^\W_]+")
+# What unicode61 takes for a word: letters and digits, no underscore; and the marks over and under them that it drops.
+_WORD = re.compile(r"[^\W_](?:[^\W_]|[\u0300-\u0331])*")
 
 
 def create(connection: sqlite3.Connection) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from restill import Run, read_questions
 from restill.cli import app
 from restill.commands.common import open_retriever
+from restill.models.errors import RestillError
 from restill.models.testing import save_tiny, save_tiny_encoder
 
 COMMANDS = [
@@ -307,6 +308,31 @@ def test_bad_input_is_one_clear_line(place, tmp_path, args, message):
     result = run(*args, code=1)
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_documents_go_before_the_index_of_the_environment(place, monkeypatch):
+    monkeypatch.setenv("RESTILL_INDEX", "no-such-folder")
+    assert open_retriever(None, [str(place / "docs")], 3, progress=False).search(["Kestrel"])[0]
+    with pytest.raises(RestillError, match="no-such-folder"):
+        open_retriever(None, None, 3, progress=False)
+
+
+def test_what_documents_and_models_wrote_steers_no_terminal(capsys):
+    from restill.agents.react import ReActAgent
+    from restill.agents.testing import ScriptedModel, answer, call, make_hit
+    from restill.console import show_trajectory, stdout, warn
+
+    evil = "\x1b]0;owned\x07\x9b2J\r"
+
+    def search(query: str) -> list:
+        """Find."""
+        return [make_hit(f"id{evil}", f"title{evil}", f"text{evil}")]
+
+    turns = [call("search", query=evil, thought=evil), answer(evil, 1)]
+    stdout().print(show_trajectory(ReActAgent(ScriptedModel(turns), [search]).invoke(evil).trajectory))
+    warn(evil)
+    shown = "".join(capsys.readouterr())
+    assert "owned" in shown and not any(ord(c) < 32 and c != "\n" or 126 < ord(c) < 160 for c in shown)
 
 
 def test_wrong_usage_exits_with_2():

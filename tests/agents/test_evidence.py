@@ -38,6 +38,20 @@ def test_a_wrong_answer_is_lost_at_the_first_thing_that_is_missing(query, said, 
     assert (evidence_recall(question, trajectory), lost_to(question, trajectory)) == (recall, loss)
 
 
+@pytest.mark.parametrize(
+    ("gold", "title", "found"),
+    [("Ed_Wood_(film)", "Ed Wood (film)", 1.0), ("AT&amp;T", "AT&T", 1.0), ("The Thing", "Thing", 0.0), ("A", "", 0.0)],
+)
+def test_titles_are_compared_as_an_index_resolves_them(gold: str, title: str, found: float) -> None:
+    def look(query: str) -> list:
+        """Find one."""
+        return [make_hit("d", title, "It is.")]
+
+    question = Question(id="q", question="Where?", answers=["Oslo"], gold_titles=[gold])
+    turns = [call("look", query="x"), answer("Rome")]
+    assert evidence_recall(question, ReActAgent(ScriptedModel(turns), [look]).invoke(question).trajectory) == found
+
+
 def test_a_report_tells_the_shares(tmp_path: Path) -> None:
     agent = ReActAgent(ScriptedModel(lambda prompt, _: answer("Oslo")), [search])
     asked = [Question(id=str(i), question=f"Where {i}?", answers=["Oslo" if i else "Rome"], gold=["a"]) for i in (0, 1)]

@@ -55,6 +55,9 @@ def test_questions_survive_a_file(tmp_path: Path) -> None:
     write_questions(tmp_path / "q.jsonl", questions)
     assert read_questions(tmp_path / "q.jsonl") == questions
     assert read_questions(tmp_path / "q.jsonl", limit=1) == questions[:1]
+    windows = b"\xef\xbb\xbf" + (tmp_path / "q.jsonl").read_bytes().replace(b"\n", b"\r\n")
+    (tmp_path / "q.jsonl").write_bytes(windows)
+    assert read_questions(tmp_path / "q.jsonl") == questions
 
 
 @pytest.mark.parametrize(
@@ -63,11 +66,13 @@ def test_questions_survive_a_file(tmp_path: Path) -> None:
         ("", "no questions"),
         ('{"question": "a"}\n{', "line 2 is not JSON"),
         ('{"answer": "a"}', "line 1 is no question"),
+        ('{"question": "a", "metadata": "b", "c": 1}', "line 1 is no question: metadata"),
+        ('{"question": "K\xf6ln"}', "line 1 is not UTF-8"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
     file = tmp_path / "q.jsonl"
-    file.write_text(text)
+    file.write_text(text, encoding="latin-1")
     with pytest.raises(RestillError, match=expected):
         read_questions(file)
     with pytest.raises(RestillError, match="no question file"):

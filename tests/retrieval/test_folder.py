@@ -57,6 +57,15 @@ def test_saving_replaces_an_index_and_nothing_else(tmp_path: Path, encoder, inde
     assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
 
 
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_an_opened_index_is_saved_elsewhere_whole(tmp_path: Path, index: Index, kind: str) -> None:
+    index.compact(kind)
+    first = Index.open(index.save(tmp_path / "first"))
+    again = Index.open(first.save(tmp_path / "again"))
+    assert again.fingerprint == index.fingerprint and again.kind == kind and not again.check()
+    assert len(list((tmp_path / "again").glob("*.faiss"))) == 1
+
+
 @pytest.mark.parametrize("failing", ["fsync", "rename"])
 def test_a_full_disk_leaves_the_old_index(tmp_path: Path, encoder, index: Index, failing: str, monkeypatch) -> None:
     folder = index.save(tmp_path / "index")

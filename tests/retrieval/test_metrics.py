@@ -79,6 +79,26 @@ def test_documents_are_ranked_by_their_best_passage(found, depth):
     assert ranked == [list(dict.fromkeys(passages))[:depth] for passages in found]
 
 
+def test_no_passages_are_fetched_after_all_documents_are_ranked():
+    fetched = []
+
+    def search(queries, k):
+        fetched.append((len(queries), k))
+        found = [f"d{i % 3}" for i in range(1000)]
+        chunks = [Chunk(chunk_id="", doc_id=d, text="", start=0, end=0, content_hash="") for d in found[:k]]
+        return [[Hit(chunk=chunk, score=0) for chunk in chunks] for _ in queries]
+
+    ranked = rank_documents(search, [str(i) for i in range(300)], 10, documents=3)
+    assert ranked == [["d0", "d1", "d2"]] * 300
+    assert sum(count for count, _ in fetched) == 300 and max(count for count, _ in fetched) < 300
+
+
+def test_mrr_and_map_look_at_the_first_hundred_whatever_the_cut_offs():
+    ranking = [str(i) for i in range(200)]
+    values = score([ranking], [{"150": 1}], (200,))
+    assert (values["recall@200"], values["MRR"], values["MAP"]) == ([1.0], [0.0], [0.0])
+
+
 def test_qrels_are_read_from_beirs_form(tmp_path):
     file = tmp_path / "qrels.tsv"
     file.write_text("query-id\tcorpus-id\tscore\n1\td1\t2\n1\td2\t0\n2\td1\t1\n\n")

@@ -47,6 +47,12 @@ def test_accents_do_not_matter_however_they_are_written(table):
         assert set(rows(table, query)) == {21, 22}
 
 
+def test_marks_that_no_letter_is_composed_with_cut_no_word(table):
+    sparse.add(table, [(23, "", "the Ọ̀ṣun river"), (24, "", "ax\u0302b"), (25, "", "sun"), (26, "", "b")])
+    assert rows(table, "Ọ̀ṣun") == rows(table, "osun") == [23]
+    assert rows(table, "ax\u0302b") == [24]
+
+
 def test_a_capital_that_lowers_to_two_characters_cuts_no_word(table):
     sparse.add(table, [(31, "", "A ferry from İstanbul."), (32, "", "stanbul"), (33, "", "i")])
     assert rows(table, "İstanbul") == rows(table, "istanbul") == rows(table, "İSTANBUL") == [31]
