@@ -53,7 +53,9 @@ def to_call(
     tools = kwargs.pop("tools", None) or []
     choice = kwargs.pop("tool_choice", None)
     grammar = kwargs.pop("grammar", None)
-    if tools and choice != "none":
+    if choice == "none" or choice is False:
+        tools = []
+    if tools:
         if grammar is not None:
             raise RestillError("grammar and tools exclude each other: tools bring their own grammar; drop one")
         grammar = tool_grammar(tools, choice)
@@ -69,7 +71,7 @@ def to_call(
         prompt=tuple(tokenizer.chat(to_turns(messages, tools))),
         sampling=Sampling(**{key: options[key] for key in SAMPLING}),
         seed=options["seed"],
-        stop=tuple(stop or ()),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         grammar=grammar,
         deadline=deadline,
     )

@@ -46,10 +46,10 @@ class DecoderConfig:
         if kind != "llama":
             raise RestillError(f"model_type={kind!r} is not supported; this decoder reads 'llama' checkpoints")
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if rope.get("rope_type", "default") != "default":
-            raise RestillError(
-                f"rope_type={rope['rope_type']!r} is not supported; use a checkpoint without rope scaling"
-            )
+        if (scaling := rope.get("rope_type", rope.get("type", "default"))) != "default":
+            raise RestillError(f"rope_type={scaling!r} is not supported; use a checkpoint without rope scaling")
+        if config.get("hidden_act", "silu") not in ("silu", "swish"):
+            raise RestillError(f"hidden_act={config['hidden_act']!r} is not supported; use a checkpoint with 'silu'")
         if config.get("attention_bias") or config.get("mlp_bias"):
             raise RestillError("attention_bias/mlp_bias=true is not supported; use a checkpoint without biases")
         heads, hidden = config["num_attention_heads"], config["hidden_size"]

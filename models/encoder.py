@@ -123,7 +123,8 @@ class TextEncoder:
         self.name: str = checkpoint.name
         self.fingerprint: str = checkpoint.fingerprint
         self.dim: int = config["hidden_size"]
-        self.max_tokens: int = min(_max_tokens(checkpoint.folder), config["max_position_embeddings"])
+        self._positions: int = config["max_position_embeddings"]
+        self.max_tokens: int = min(_max_tokens(checkpoint.folder), self._positions)
         self._json = checkpoint.folder / "tokenizer.json"
         model = nnx.eval_shape(lambda: Bert(config, nnx.Rngs(0)))
         graph, shapes = nnx.split(model)
@@ -201,7 +202,8 @@ class TextEncoder:
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
         for at in range(0, len(order), batch_size):
             rows = order[at : at + batch_size]
-            length = next(n for n in steps if n >= len(encoded[rows[0]]))
+            longest = len(encoded[rows[0]])
+            length = min(next((n for n in steps if n >= longest), self.max_tokens), self._positions)
             size = next((n for n in SMALL_BATCHES if len(rows) <= n < batch_size), batch_size)
             ids, lengths = np.zeros((size, length), np.int32), np.ones(size, np.int32)
             for j, row in enumerate(rows):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from .config import DecoderConfig
@@ -109,21 +111,24 @@ def load_peft(path: Path) -> Adapter:
     """Read an adapter folder.
 
     Raises:
-        RestillError: a file is missing, or the adapter is no plain LoRA.
+        RestillError: a file is missing or damaged, or the adapter is no plain LoRA.
     """
     for name in (WEIGHTS, CONFIG):
         if not (path / name).is_file():
             raise RestillError(
                 f"{path} is no adapter: {name} is missing; give a folder that holds {WEIGHTS} and {CONFIG}"
             )
-    config = json.loads((path / CONFIG).read_text())
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("rank_pattern"):
-        raise RestillError(
-            f"{path / CONFIG} describes no plain LoRA (peft_type={config.get('peft_type')!r}); export one"
-        )
+    try:
+        config, tensors = json.loads((path / CONFIG).read_text()), load_file(path / WEIGHTS)
+    except (ValueError, SafetensorError) as error:
+        raise RestillError(f"the adapter in {path} is damaged ({error}); copy or train it again") from None
+    other = [name for name in ("use_dora", "rank_pattern", "alpha_pattern") if config.get(name)]
+    if config.get("peft_type") != "LORA" or other:
+        told = ", ".join([f"peft_type={config.get('peft_type')!r}", *other])
+        raise RestillError(f"{path / CONFIG} describes no plain LoRA ({told}); export one")
     ours = {hf: name for name, hf in _HF_NAMES.items()}
     leaves: dict[str, np.ndarray] = {}
-    for name, tensor in load_file(path / WEIGHTS).items():
+    for name, tensor in tensors.items():
         parts = name.split(".layers.")[-1].split(".")  # i, self_attn|mlp, x_proj, lora_A|lora_B, weight
         try:
             matmul, side = ours[".".join(parts[1:3])], {"lora_A": "a", "lora_B": "b"}[parts[3]]
@@ -132,6 +137,8 @@ def load_peft(path: Path) -> Adapter:
         leaves[f"layers.{int(parts[0])}.{matmul}.{side}"] = np.ascontiguousarray(tensor.T)
     manifest = json.loads((path / MANIFEST).read_text()) if (path / MANIFEST).is_file() else {}
     alpha = float(config["lora_alpha"])
+    if config.get("use_rslora"):  # scaled by alpha / sqrt(r) (Kalajdzievski 2312.03732)
+        alpha *= math.sqrt(config["r"])
     digest = hashlib.sha256((path / WEIGHTS).read_bytes() + f"alpha {alpha}".encode()).hexdigest()
     info = AdapterInfo(name=path.name, path=path, hash=digest, manifest=manifest)
     return Adapter(leaves=leaves, alpha=alpha, info=info)

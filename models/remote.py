@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -133,16 +134,19 @@ class RemoteChatModel(BaseChatModel):
             **{key: getattr(self, key) for key in _OPTIONS},
         }
 
-    def _body(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _body(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any], more: Mapping[str, Any] = {}
+    ) -> bytes:
         if not messages:
             raise RestillError("there are no messages; pass at least one human message")
         options = {key: getattr(self, key) for key in _OPTIONS} | {"stop": stop or None}
         options |= {key: value for key, value in kwargs.items() if key not in _HARMLESS}
         given = {key: value for key, value in options.items() if value is not None}
-        return {"model": self.model, "messages": convert_to_openai_messages(messages), **given}
+        body = {"model": self.model, "messages": convert_to_openai_messages(messages), **given, **more}
+        return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")  # no half of a surrogate pair
 
     def _headers(self) -> dict[str, str]:
-        return {**self._endpoint.headers(), **self.headers}
+        return {"content-type": "application/json", **self._endpoint.headers(), **self.headers}
 
     def _retry(self) -> Retry:
         return Retry(self._endpoint, attempts=self.max_retries + 1, longest=self.max_retry_wait, timeout=self.timeout)
@@ -166,7 +170,7 @@ class RemoteChatModel(BaseChatModel):
         body, retry = self._body(messages, stop, kwargs), self._retry()
         while True:
             try:
-                response = self._sync_client().post(self._endpoint.url, json=body)
+                response = self._sync_client().post(self._endpoint.url, content=body)
                 retry.check(response)
                 return _result(read_completion(response, self._endpoint))
             except (httpx.HTTPError, RemoteError) as error:
@@ -183,7 +187,7 @@ class RemoteChatModel(BaseChatModel):
         async with self._async_client() as client:
             while True:
                 try:
-                    response = await client.post(self._endpoint.url, json=body)
+                    response = await client.post(self._endpoint.url, content=body)
                     retry.check(response)
                     return _result(read_completion(response, self._endpoint))
                 except (httpx.HTTPError, RemoteError) as error:
@@ -196,16 +200,18 @@ class RemoteChatModel(BaseChatModel):
         run_manager: Any = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        body, retry = self._body(messages, stop, kwargs) | StreamReader.OPTIONS, self._retry()
+        body, retry = self._body(messages, stop, kwargs, StreamReader.OPTIONS), self._retry()
         while True:
             reader = StreamReader(self._endpoint)
             try:
-                with self._sync_client().stream("POST", self._endpoint.url, json=body) as response:
+                with self._sync_client().stream("POST", self._endpoint.url, content=body) as response:
                     if response.is_error:
                         response.read()
                     retry.check(response)
                     for line in response.iter_lines():
                         yield from map(_chunk, reader.read(line))
+                        if reader.done:
+                            break
                     yield _chunk(reader.end())
                     return
             except (httpx.HTTPError, RemoteError) as error:
@@ -218,18 +224,20 @@ class RemoteChatModel(BaseChatModel):
         run_manager: Any = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        body, retry = self._body(messages, stop, kwargs) | StreamReader.OPTIONS, self._retry()
+        body, retry = self._body(messages, stop, kwargs, StreamReader.OPTIONS), self._retry()
         async with self._async_client() as client:
             while True:
                 reader = StreamReader(self._endpoint)
                 try:
-                    async with client.stream("POST", self._endpoint.url, json=body) as response:
+                    async with client.stream("POST", self._endpoint.url, content=body) as response:
                         if response.is_error:
                             await response.aread()
                         retry.check(response)
                         async for line in response.aiter_lines():
                             for message in reader.read(line):
                                 yield _chunk(message)
+                            if reader.done:
+                                break
                         yield _chunk(reader.end())
                         return
                 except (httpx.HTTPError, RemoteError) as error:

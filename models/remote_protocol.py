@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import httpx
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.ai import UsageMetadata
 
 from .remote_errors import Endpoint, RemoteError, missing
 
@@ -47,6 +48,9 @@ class StreamReader:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._finished = self._started = False
+        self.done = False
+        """Whether the server has said that nothing follows; it may keep the connection."""
+        self._used: UsageMetadata | None = None
 
     def read(self, line: str) -> Iterator[AIMessageChunk]:
         """Chunks of one line; comments, other fields and empty lines give none.
@@ -59,7 +63,7 @@ class StreamReader:
         if field != "data" or not value:
             return
         if value == "[DONE]":
-            self._finished = True
+            self._finished = self.done = True
             return
         try:
             body = json.loads(value)
@@ -69,9 +73,10 @@ class StreamReader:
             error = body["error"]
             said = error.get("message", error) if isinstance(error, Mapping) else error
             raise RemoteError(f"{self._endpoint.url} failed while streaming: {said}")
-        if isinstance(body, Mapping) and body.get("choices") == []:  # the last event carries the usage alone
-            yield AIMessageChunk(content="", usage_metadata=_usage(body))
-            return
+        if isinstance(body, Mapping):
+            self._used = _usage(body) or self._used  # some servers tell it with each event, as a running total
+            if body.get("choices") == []:  # the last event carries the usage alone
+                return
         choice = _first_choice(body, self._endpoint)
         delta = choice.get("delta")
         if not isinstance(delta, Mapping):
@@ -83,18 +88,17 @@ class StreamReader:
             content=delta.get("content") or "",
             tool_call_chunks=[_call_chunk(call) for call in delta.get("tool_calls") or []],
             response_metadata=_metadata(body, choice, self._endpoint) if reason else {},
-            usage_metadata=_usage(body),
         )
 
     def end(self) -> AIMessageChunk:
-        """The closing chunk.
+        """The closing chunk, with the usage.
 
         Raises:
             RemoteError: the stream stopped before the model did.
         """
         if not self._finished:
             raise self._cut("it ended early")
-        return AIMessageChunk(content="", chunk_position="last")
+        return AIMessageChunk(content="", chunk_position="last", usage_metadata=self._used)
 
     def blame(self, error: Exception) -> Exception:
         """The failure as the caller must see it: after the first piece of text a retry would repeat text."""

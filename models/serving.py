@@ -85,7 +85,8 @@ class Serving:
             max_context=self.max_context,
             deterministic=self.deterministic,
         )
-        same = checkpoint.config == self.checkpoint.config
+        mine, their = self.checkpoint, checkpoint
+        same = their.config == mine.config and their.tokenizer.fingerprint == mine.tokenizer.fingerprint
         with self._lock:
             if self._engine is not None and not self._engine.params and same:
                 self._engine, other._engine = None, self._engine

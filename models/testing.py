@@ -80,7 +80,7 @@ def save_tiny(path: str | Path, *, seed: int = 0, layers: int = 2) -> Path:
     return Path(path)
 
 
-def save_tiny_encoder(path: str | Path, *, seed: int = 0, hidden: int = 32) -> Path:
+def save_tiny_encoder(path: str | Path, *, seed: int = 0, hidden: int = 32, positions: int = 256) -> Path:
     """Write a random one-layer BERT as a Hugging Face folder; its tokens are characters."""
     from safetensors.numpy import save_file
     from tokenizers import Tokenizer as Fast
@@ -102,7 +102,7 @@ def save_tiny_encoder(path: str | Path, *, seed: int = 0, hidden: int = 32) -> P
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "intermediate_size": 2 * hidden,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": positions,
         "layer_norm_eps": 1e-12,
     }
     (folder / "config.json").write_text(json.dumps(config))

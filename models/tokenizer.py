@@ -163,11 +163,12 @@ class Tokenizer:
         return tokenizer.encode(scrub(text), add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """Text of ``ids``; bytes that are no UTF-8 become U+FFFD."""
+        """Text of ``ids``; bytes that are no UTF-8 become U+FFFD, an id beyond the vocabulary stands for nothing."""
         if skip_special:
             ids = [i for i in ids if i not in self.special_ids]
         if self._byte_level:
-            return b"".join(map(self._bytes.__getitem__, ids)).decode("utf-8", "replace")
+            known = self._bytes
+            return b"".join([known[i] for i in ids if i < len(known)]).decode("utf-8", "replace")
         return self._full.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, id: int) -> bytes:

@@ -128,8 +128,10 @@ class GgufFile:
             raise RestillError(f"tokenizer.ggml.model={kind!r} is not supported; use the Hugging Face folder")
         tokens, types = self["tokenizer.ggml.tokens"], self["tokenizer.ggml.token_type"]
         merges = [tuple(merge.split(" ")) for merge in self.get("tokenizer.ggml.merges", [])]
-        tokenizer = Tokenizer(BPE({t: i for i, t in enumerate(tokens)}, merges, fuse_unk=False))
-        tokenizer.pre_tokenizer = _pre_tokenizer(self.get("tokenizer.ggml.pre", "default"))
+        pre = self.get("tokenizer.ggml.pre", "default")
+        whole = pre in ("llama-bpe", "llama3")  # a word that is a token is that token, as in Llama 3's own file
+        tokenizer = Tokenizer(BPE({t: i for i, t in enumerate(tokens)}, merges, fuse_unk=False, ignore_merges=whole))
+        tokenizer.pre_tokenizer = _pre_tokenizer(pre)
         tokenizer.decoder = decoders.ByteLevel()
         typed = list(zip(tokens, types, strict=True))
         tokenizer.add_special_tokens([AddedToken(t, special=True) for t, k in typed if k == _CONTROL])

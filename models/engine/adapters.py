@@ -65,12 +65,19 @@ class Adapters:
                 raise RestillError(f"adapter {name!r} is damaged: {key} holds numbers that are not finite")
             if (twin := f"{kernel}.{'b' if side == 'a' else 'a'}") not in leaves:
                 raise RestillError(f"adapter {name!r} is incomplete: it has {key} but no {twin}")
-        rank = next(leaf.shape[1] for key, leaf in leaves.items() if key.endswith(".a"))
+        ranks = {leaf.shape[1 if key.endswith(".a") else 0] for key, leaf in leaves.items()}
+        if len(ranks) != 1:
+            raise RestillError(f"adapter {name!r} has leaves of ranks {sorted(ranks)}; give one with a single rank")
+        [rank] = ranks
         taken = {loaded.place for loaded in self._loaded.values()}
         place = next(i for i in range(len(taken) + 1) if i not in taken)
         host = {key: np.asarray(leaf, np.float32) for key, leaf in leaves.items()}
         self._loaded[name] = Loaded(place, alpha / rank, host)
-        self._stack()
+        try:
+            self._stack()
+        except BaseException:  # such as memory that does not suffice: it is not loaded then
+            del self._loaded[name]
+            raise
 
     def unload(self, name: str) -> None:
         """Forget an adapter; nobody may use it any more.

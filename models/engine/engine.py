@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from .grammar import GrammarCompiler
 from .job import Job
 from .model import CachedModel
 from .precision import Precision, check_shapes, dtype_of, resolve, serving_params
-from .request import Completion, Request, check_sampling
+from .request import Completion, Request, check_request
 from .shapes import Shapes
 from .stats import Stats
 from .worker import Worker
@@ -78,7 +78,8 @@ class Engine:
         """Queue a request; its ``future`` resolves to a ``Completion``. ``on_text`` gets text pieces as they come.
 
         Raises:
-            RestillError: empty or too long a prompt, a token outside the vocabulary, an unusable grammar.
+            RestillError: empty or too long a prompt, a token outside the vocabulary, a value of the wrong kind or out
+                of its range, an unusable grammar.
         """
         prompt, room = request.prompt, self.max_context - len(request.prompt)
         if not prompt:
@@ -89,7 +90,7 @@ class Engine:
                 f"shorten it to at most {self.max_context - 1} tokens or raise max_context"
             )
         self._check_tokens(prompt)
-        check_sampling(request.sampling)
+        check_request(request)
         matcher = self._grammars.matcher(request.grammar) if request.grammar else None
         job = Job(request, min(request.sampling.max_tokens, room), matcher, on_text)
         self._enqueue(job)
@@ -190,8 +191,15 @@ class Engine:
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Run all requests in one batch; results in the order asked."""
-        jobs = [self.submit(request) for request in requests]
+        return self._results(self.submit(request) for request in requests)
+
+    @staticmethod
+    def _results(asked: Iterable[Job]) -> list[Completion]:
+        """What all jobs came to; where one is refused or fails, the others are cancelled."""
+        jobs = list[Job]()
         try:
+            for job in asked:
+                jobs.append(job)  # noqa: PERF402  # each at once: the next may be refused
             return [job.future.result() for job in jobs]
         finally:
             for job in jobs:
@@ -231,8 +239,8 @@ class Engine:
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: str | None = None
     ) -> list[np.ndarray]:
         """``score`` of many (prompt, continuation); what prompts share is computed once."""
-        jobs = [self._submit_score(*pair, adapter) for pair in pairs]
-        return [np.array(job.future.result().logprobs, np.float32) for job in jobs]
+        found = self._results(self._submit_score(*pair, adapter) for pair in pairs)
+        return [np.array(completion.logprobs, np.float32) for completion in found]
 
     async def ascore(
         self, prompt: Sequence[int], continuation: Sequence[int], adapter: str | None = None

@@ -79,13 +79,17 @@ class Completion:
     error: str | None = None
 
 
-def check_sampling(s: Sampling) -> None:
-    """Refuse what cannot be drawn with.
+def check_request(request: Request) -> None:
+    """Refuse what the engine's thread would fail at, and with it everybody's requests.
 
     Raises:
-        RestillError: a value out of its range, by name.
+        RestillError: a value of the wrong kind or out of its range, by name.
     """
+    s, deadline = request.sampling, request.deadline
     for name, value, fits, range_ in (
+        ("seed", request.seed, isinstance(request.seed, int), "a whole number"),
+        ("deadline", deadline, deadline is None or isinstance(deadline, int | float), "a number of seconds or None"),
+        ("stop", request.stop, all(isinstance(end, str) and end for end in request.stop), "strings, none empty"),
         ("max_tokens", s.max_tokens, s.max_tokens >= 1, "at least 1"),
         ("temperature", s.temperature, 0 <= s.temperature < math.inf, "0 (greedy) or more"),
         ("top_k", s.top_k, s.top_k >= 0, "0 (all) or more"),

@@ -92,7 +92,7 @@ def drawing_rules(
     }
     some = [s or Sampling() for s in samplings]
     if alike or any(_bends(s) for s in some):  # one program for them all
-        top_k = np.array([s.top_k for s in some], np.int32)
+        top_k = np.array([min(s.top_k, vocab_size) for s in some], np.int32)
         rules["cuts"] = (top_k, *(np.array([getattr(s, n) for s in some], np.float32) for n in ("top_p", "min_p")))
         seen = np.zeros((count, -(-vocab_size // 32)), np.int32)
         for row, job in enumerate(rows):

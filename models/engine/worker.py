@@ -250,10 +250,7 @@ class Worker:
             self.scheduler.remove(job)
         if job.scored is None:
             self.guesser.remember(job.request.prompt, job.tokens)
-        try:
-            job.finish(reason, self.tokenizer)
-        except Exception as error:  # a token that the tokenizer does not know
-            job.fail(error)
+        job.finish(reason, self.tokenizer)
 
     def _fail(self, error: Exception) -> None:
         """The donated cache may be gone: start over with an empty one and tell everyone who was in it."""

@@ -93,6 +93,10 @@ def test_what_does_not_fit_or_is_in_use_is_refused(engine: Engine, adapters: dic
         engine.load_adapter("damaged", {"layers.0.q.a": np.full((32, 4), np.nan)}, 1.0)
     with pytest.raises(RestillError, match=r"has layers\.0\.q\.a but no layers\.0\.q\.b"):
         engine.load_adapter("half", {"layers.0.q.a": np.zeros((32, 4))}, 1.0)
+    with pytest.raises(RestillError, match=r"ranks \[2, 4\]"):
+        engine.load_adapter("odd", {"layers.0.q.a": np.zeros((32, 4)), "layers.0.q.b": np.zeros((2, 32))}, 1.0)
+    with pytest.raises(RestillError, match="unknown adapter 'odd'"):
+        engine.submit(asked("odd"))
     job = engine.submit(Request(prompt=(97,) * 9, sampling=Sampling(max_tokens=200, ignore_eos=True), adapter="one"))
     with pytest.raises(RestillError, match="in use by 1 request"):
         engine.unload_adapter("one")

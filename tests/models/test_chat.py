@@ -11,9 +11,11 @@ from pydantic import BaseModel
 
 from restill import JaxChatModel, Request, RestillError, Sampling
 from restill.models.checkpoint.load import save_decoder_hf
+from restill.models.engine.request import Completion
 from restill.models.lora import save_peft
 from restill.models.messages import to_turns
 from restill.models.testing import tiny_checkpoint
+from restill.models.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,7 @@ def test_stop_string_ends_the_answer_and_is_cut(model):
     stopped = model.invoke("Who?", stop=[whole[3:6]])
     assert stopped.content == whole[: whole.index(whole[3:6])]
     assert stopped.response_metadata["finish_reason"] == "stop"
+    assert model.invoke("Who?", stop=whole[3:6]).content == stopped.content
 
 
 def test_streams_add_up_to_the_answer_with_metadata(model):
@@ -132,6 +135,19 @@ async def test_a_streamed_tool_call_arrives_whole(model):
             assert whole.content == "" and whole.tool_calls[0]["name"] == "search"
             return
     pytest.fail("no seed ended its call")
+
+
+def test_no_tool_is_called_where_none_may_be(model, monkeypatch):
+    call = '{"name": "search", "arguments": {"query": "x"}}'
+    monkeypatch.setattr(type(model.engine), "generate", lambda self, requests: [completion(call)] * len(requests))
+
+    def completion(text):
+        return Completion(tokens=(), text=text, logprobs=(), sampled_logprobs=(), finish_reason="stop")
+
+    assert model.bind_tools([search]).invoke("Find it").tool_calls
+    for choice in ("none", False):
+        said = model.bind_tools([search], tool_choice=choice).invoke("Find it")
+        assert said.content == call and not said.tool_calls
 
 
 def test_without_choice_the_grammar_allows_text(model):
@@ -205,7 +221,7 @@ def test_an_adapter_of_another_base_is_refused(model, adapter):
         model.with_adapter(adapter(base_fingerprint="0" * 64))
 
 
-def test_other_weights_of_the_same_shape_are_served_by_the_engine_that_rests(model, tmp_path):
+def test_other_weights_of_the_same_shape_are_served_by_the_engine_that_rests(model, tmp_path, monkeypatch):
     checkpoint = tiny_checkpoint()
     trained = {name: 1.1 * leaf[..., ::-1] for name, leaf in checkpoint.params.items()}
     save_decoder_hf(tmp_path, checkpoint.config, trained, checkpoint.tokenizer)
@@ -218,4 +234,9 @@ def test_other_weights_of_the_same_shape_are_served_by_the_engine_that_rests(mod
     other = ours.with_weights(tmp_path)
     assert first_logprob(other) == pytest.approx(wanted, abs=1e-4) != pytest.approx(before, abs=1e-3)
     assert other.engine is engine and other.fingerprint != ours.fingerprint
+    other.rest()
+    monkeypatch.setattr(Tokenizer, "fingerprint", property(lambda self: str(id(self))))
+    another = other.with_weights(tmp_path)  # as if it spoke another vocabulary: the engine would decode by the old one
+    assert another.engine is not engine
+    another.close()
     other.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +16,7 @@ from restill.models.engine import shapes
 from restill.models.engine.model import CachedModel
 from restill.models.engine.slots import Fork, Swap
 from restill.models.errors import RestillError
-from restill.models.lora import find_adapter, init_lora, load_peft, merge, save_peft
+from restill.models.lora import CONFIG, WEIGHTS, find_adapter, init_lora, load_peft, merge, save_peft
 
 run = jax.jit(forward, static_argnums=0)
 
@@ -81,6 +84,21 @@ def test_adapter_folder_round_trips(tmp_path, params: dict[str, jax.Array]) -> N
     assert load_peft(tmp_path / "stronger").info.hash != adapter.info.hash
 
 
+def test_an_adapter_that_means_something_else_is_read_as_it_means_or_refused(tmp_path: Path) -> None:
+    lora = init_lora(TINY, rank=4, key=jax.random.key(3), layers=[2])
+    save_peft(tmp_path, lora, TINY, alpha=8, manifest={})
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps({**config, "use_rslora": True}))
+    assert load_peft(tmp_path).alpha == 16  # alpha / sqrt(4) is 16 / 4
+    (tmp_path / CONFIG).write_text(json.dumps({**config, "alpha_pattern": {"q_proj": 4}}))
+    with pytest.raises(RestillError, match="no plain LoRA .*alpha_pattern"):
+        load_peft(tmp_path)
+    for name in (WEIGHTS, CONFIG):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:20])
+        with pytest.raises(RestillError, match="is damaged"):
+            load_peft(tmp_path)
+
+
 def test_unknown_adapter_is_named() -> None:
     with pytest.raises(RestillError, match="no-such-adapter"):
         find_adapter("no-such-adapter")
@@ -90,6 +108,9 @@ def test_config_reads_what_it_writes_and_refuses_other_families() -> None:
     assert DecoderConfig.from_hf(TINY.to_hf()) == DecoderConfig(**{**TINY.__dict__})
     with pytest.raises(RestillError, match="gpt2"):
         DecoderConfig.from_hf({"model_type": "gpt2"})
+    for other in ({"rope_scaling": {"type": "linear", "factor": 4.0}}, {"hidden_act": "gelu"}):
+        with pytest.raises(RestillError, match="'(linear|gelu)' is not supported"):
+            DecoderConfig.from_hf({**TINY.to_hf(), "rope_parameters": None, **other})
 
 
 def test_every_leaf_has_a_shape(params: dict[str, jax.Array]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from restill.models import encoder as module
 from restill.models.encoder import TextEncoder
 from restill.models.errors import RestillError
+from restill.models.testing import save_tiny_encoder
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "encoder_reference.npz"
 
@@ -48,6 +49,15 @@ def test_a_vector_does_not_depend_on_its_batch(
     np.testing.assert_allclose(encoder.encode(some[::-1])[::-1], together[2:9], atol=1e-5)
     monkeypatch.setattr(module, "FINE_FROM", 0)
     np.testing.assert_allclose(encoder.encode(some), together[2:9], atol=1e-5)
+
+
+@pytest.mark.parametrize(("positions", "longest"), [(200, 512), (1024, 1024)])
+def test_any_length_that_the_model_has_places_for_is_embedded(tmp_path: Path, positions: int, longest: int) -> None:
+    folder = save_tiny_encoder(tmp_path, positions=positions)
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": longest}))
+    encoder = TextEncoder.from_pretrained(folder)
+    vectors = encoder.encode(["a" * count for count in (150, 190, 700)])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
 def test_programs_are_few(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:

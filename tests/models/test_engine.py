@@ -6,9 +6,11 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -189,11 +191,44 @@ def test_cancelling_and_deadlines_free_the_slot(engine: Engine) -> None:
         (greedy((1,), 0), "max_tokens"),
         (Request(prompt=(1,), sampling=Sampling(top_p=0.0)), "top_p=0.0 must be above 0"),
         (Request(prompt=(1,), sampling=Sampling(temperature=float("nan"))), "temperature=nan"),
+        (Request(prompt=(1,), seed="x"), "seed=x must be a whole number"),  # type: ignore[arg-type]
+        (Request(prompt=(1,), deadline="5"), "deadline=5 must be a number"),  # type: ignore[arg-type]
+        (Request(prompt=(1,), stop=("a", "")), "stop=.* none empty"),
     ],
 )
-def test_an_unusable_request_is_refused_by_name(engine: Engine, request_: Request, names: str) -> None:
+def test_an_unusable_request_is_refused_by_name_and_none_beside_it_runs_on(
+    engine: Engine, request_: Request, names: str
+) -> None:
     with pytest.raises(RestillError, match=names):
-        ask(engine, request_)
+        ask(engine, greedy(PROMPTS[1], 400), request_)
+    until = time.monotonic() + 30
+    while engine.running and time.monotonic() < until:
+        time.sleep(0.001)
+    assert not engine.running
+
+
+def test_a_top_k_beyond_the_vocabulary_keeps_all(engine: Engine) -> None:
+    every, most = (Sampling(temperature=1.0, top_k=k, max_tokens=8) for k in (0, 2**40))
+    drawn = ask(engine, Request(prompt=(5,), sampling=every), Request(prompt=(5,), sampling=most))
+    assert drawn[0].tokens == drawn[1].tokens
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_no_text_and_no_harm(
+    tiny_config: DecoderConfig, tiny_params: dict[str, jax.Array], tiny_tokenizer: Tokenizer
+) -> None:
+    more = np.random.default_rng(0).normal(scale=0.2, size=(4000, tiny_config.hidden_size)).astype(np.float32)
+    padded = {**tiny_params, "embed": jnp.concatenate([tiny_params["embed"], more])}
+    if "lm_head" in padded:
+        padded["lm_head"] = jnp.concatenate([tiny_params["lm_head"], more.T], axis=1)
+    wide = replace(tiny_config, vocab_size=tiny_config.vocab_size + 4000)
+    engine = Engine(wide, padded, tiny_tokenizer, slots=2, max_context=128)
+    free = Sampling(temperature=1.0, max_tokens=40, ignore_eos=True)
+    for done in engine.generate([Request(prompt=(5,), sampling=free, stop=("zzz",), seed=s) for s in range(3)]):
+        assert max(done.tokens) >= tiny_config.vocab_size and done.finish_reason == "length"
+        assert done.text == tiny_tokenizer.decode(
+            [t for t in done.tokens if t < tiny_tokenizer.vocab_size], skip_special=True
+        )
+    engine.close()
 
 
 def test_occupancy_is_that_of_a_known_schedule(tiny_config: Any, tiny_params: Any, tiny_tokenizer: Any) -> None:

@@ -52,7 +52,8 @@ def write(path: Path, kind: Kind, **metadata: Any) -> dict[str, np.ndarray]:
     writer.add_tokenizer_pre(metadata.pop("pre", "smollm"))
     writer.add_token_list([*alphabet[:253], "12", "<|im_start|>", "<|im_end|>"])
     writer.add_token_types([1] * 254 + [3, 3])
-    writer.add_token_merges(["1 2"])
+    if metadata.pop("merges", True):
+        writer.add_token_merges(["1 2"])
     writer.add_eos_token_id(255)
     held = {}
     for key, value in params.items():
@@ -89,6 +90,12 @@ def test_the_tokenizer_inside_is_read(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_gguf(tmp_path / "m.gguf")
     assert tokenizer.encode("<|im_end|>", special=True) == [255] == [tokenizer.eos_id]
     assert tokenizer.decode(tokenizer.encode("<|im_end|> 12")) == "<|im_end|> 12"
+
+
+@pytest.mark.parametrize(("pre", "count"), [("llama-bpe", 1), ("gpt-2", 2)])
+def test_a_word_that_is_a_token_is_that_token_where_the_family_has_it_so(tmp_path: Path, pre: str, count: int) -> None:
+    write(tmp_path / "m.gguf", Kind.F32, pre=pre, merges=False)
+    assert len(Tokenizer.from_gguf(tmp_path / "m.gguf").encode("12")) == count
 
 
 BAD = {

@@ -216,6 +216,28 @@ async def test_streams_arrive_in_pieces_with_usage():
     assert "".join([p.content async for p in chat.astream("Hi")]) == "Paris"
 
 
+def test_a_stream_ends_when_the_server_says_so_and_its_usage_counts_once():
+    class Open(httpx.SyncByteStream):
+        def __iter__(self):
+            totals = [{"prompt_tokens": 10, "completion_tokens": n, "total_tokens": 10 + n} for n in (1, 2)]
+            yield events(
+                delta(content="Pa") | {"usage": totals[0]}, delta("stop", content="ris") | {"usage": totals[1]}
+            )
+            raise httpx.ReadTimeout("a connection that is kept open")
+
+    chat = model(lambda request: httpx.Response(200, stream=Open()))
+    pieces = list(chat.stream("Hi"))
+    whole = sum(pieces[1:], pieces[0])
+    assert whole.content == "Paris" and whole.usage_metadata["total_tokens"] == 12
+
+
+def test_half_a_surrogate_pair_is_sent_as_a_question_mark():
+    handle = answering(ANSWER)
+    model(handle).invoke("caf\udce9")
+    assert json.loads(handle.seen[0].content)["messages"][0]["content"] == "caf?"
+    assert handle.seen[0].headers["content-type"] == "application/json"
+
+
 def test_a_streamed_tool_call_is_put_together():
     def piece(**fields):
         return delta(tool_calls=[{"index": 0, **fields}])
