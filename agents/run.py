@@ -191,8 +191,15 @@ class Run:
         return None if entry is None else self._read(entry)
 
     def find(self, name: str) -> list[Trajectory]:
-        """Trajectories whose id, question key or question id begins with ``name``."""
-        return [t for t in self if any(n.startswith(name) for n in (t.id, t.question_key, t.question_id))]
+        """Trajectories whose id, question key or question id is ``name``; if none is, those where one begins so."""
+        exact, begun = list[Trajectory](), list[Trajectory]()
+        for t in self:
+            names = (t.id, t.question_key, t.question_id)
+            if name in names:
+                exact.append(t)
+            elif any(known.startswith(name) for known in names):
+                begun.append(t)
+        return exact or begun
 
     def filter(self, *, status: str | None = None, agent: str | None = None) -> Iterator[Trajectory]:
         """Trajectories of one status, one agent, or both."""

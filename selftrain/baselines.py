@@ -17,6 +17,7 @@ from ..models.errors import RestillError
 from .lab import Lab
 from .latent import Latent, check_lengths
 from .latent_method import LatentMethod, Term, Terms
+from .loss_log import LossLog
 from .mixture import Example
 from .trice_gradient import resample
 
@@ -124,6 +125,10 @@ def epoch_terms(latents: Sequence[Latent], lab: Lab, step: int, size: int) -> li
     return [Term(latents[i], 1 / size, half=int(n >= size / 2)) for n, i in enumerate(order)]
 
 
+DRAWS = "draws.jsonl"
+"""What ``FilteredSFT`` drew, a line a draw of all questions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FilteredSFT(LatentMethod):
     """Draw ``samples`` times from the initial model (or until ``sampled_tokens``), keep what is right, train on it."""
@@ -138,13 +143,23 @@ class FilteredSFT(LatentMethod):
         return FixedSource(self, self._gather)
 
     def _gather(self, lab: Lab) -> tuple[list[Latent], dict[str, Any]]:
-        kept: dict[tuple[str, tuple[tuple[int, ...], ...]], Latent] = {}
-        for draw in range(self.samples):
+        draws = LossLog(lab.folder / DRAWS)
+        done = draws.rows()  # of a job that was killed meanwhile: each is made once
+        draws.cut(len(done) - 1)
+        if done:
+            lab.sampled = done[-1]["sampled"]
+            lab.seconds |= done[-1]["seconds"]
+        for draw in range(len(done), self.samples):
             if self.sampled_tokens and lab.sampled >= self.sampled_tokens:
                 break
-            for s in lab.propose(list(lab.questions.values()), -1 - draw):
-                if (z := s.right) is not None:
-                    kept.setdefault((s.question.key, tuple(e.tokens for e in z.sequences)), z)
+            found = lab.propose(list(lab.questions.values()), -1 - draw)
+            right = [[s.question.key, z.to_row()] for s in found if (z := s.right) is not None]
+            done.append({"step": draw, "sampled": lab.sampled, "seconds": dict(lab.seconds), "right": right})
+            draws.append(done[-1])
+        kept: dict[tuple[str, tuple[tuple[int, ...], ...]], Latent] = {}
+        for key, row in (pair for made in done for pair in made["right"]):
+            z = Latent.from_row(row)
+            kept.setdefault((key, tuple(e.tokens for e in z.sequences)), z)
         return list(kept.values()), {"answered": len({key for key, _ in kept}) / len(lab.questions)}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..models.errors import RestillError
 from ..models.memory import trim
+from .baselines import DRAWS
 from .checks import trained_on
 from .digests import digest, weights_hash
 from .em import Maximisation
@@ -60,6 +61,7 @@ class LatentImprovement(Phases[LatentMethod]):
         def discard() -> None:
             for path in (folder, work, home / "guide"):
                 shutil.rmtree(path, ignore_errors=True)
+            (home / DRAWS).unlink(missing_ok=True)
 
         def draw_and_train() -> dict[str, Any]:
             if folder.is_dir():  # killed between the end of the training and that of the phase

@@ -17,7 +17,7 @@ from restill.models.lora import WEIGHTS
 from restill.selftrain.baselines import DirectAnswer, FilteredSFT, ReferenceSFT, RejectionSampling, STaR
 from restill.selftrain.improve import improve
 from restill.selftrain.job_folder import plan
-from restill.selftrain.lab import Scored
+from restill.selftrain.lab import Lab, Scored
 from restill.selftrain.latent import Latent
 from restill.selftrain.latent_method import LatentMethod
 from restill.selftrain.loss_log import LossLog
@@ -61,15 +61,35 @@ def test_filtered_sft_draws_once_and_keeps_what_is_right(tmp_path: Path) -> None
         train(tmp_path / "none", FilteredSFT(samples=1, **options(reward=never)))
 
 
-def test_filtered_sft_keeps_what_begins_alike_and_goes_on_otherwise() -> None:
+def test_filtered_sft_keeps_what_begins_alike_and_goes_on_otherwise(tmp_path: Path) -> None:
     def latent(*ends: int) -> Latent:
         return Latent(sequences=tuple(Example(tokens=(1, end), weights=(0.0, 1.0)) for end in (2, *ends)), reward=1.0)
 
     [asked], found = questions(1), [latent(3), latent(4), latent(3)]
-    lab: Any = SimpleNamespace(questions={asked.key: asked}, sampled=0)
+    lab: Any = SimpleNamespace(questions={asked.key: asked}, sampled=0, seconds={}, folder=tmp_path)
     lab.propose = lambda *_: [Scored(asked, None, z) for z in found]  # type: ignore[arg-type]
     kept, _ = FilteredSFT(samples=1, **options())._gather(lab)
     assert kept == found[:2]
+
+
+def test_a_draw_of_filtered_sft_is_made_once_whatever_kills_the_job(tmp_path: Path, monkeypatch: Any) -> None:
+    method, drawn, real = FilteredSFT(samples=3, **options()), [], Lab.propose
+
+    def stop(self: Lab, asked: Any, step: int) -> Any:
+        drawn.append(step)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return real(self, asked, step)
+
+    monkeypatch.setattr(Lab, "propose", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "a", method)
+    train(tmp_path / "a", method)
+    assert drawn == [-1, -2, -2, -3]
+    train(tmp_path / "b", method)
+    arms = [tmp_path / job / "filtered SFT" for job in "ab"]
+    assert _state(arms[0]) == _state(arms[1])
+    assert len({(arm / "adapter" / WEIGHTS).read_bytes() for arm in arms}) == 1
 
 
 def test_a_limit_of_drawn_tokens_ends_drawing_and_one_of_trained_tokens_ends_training(tmp_path: Path) -> None:
