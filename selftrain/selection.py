@@ -56,8 +56,9 @@ def select(
 
 
 def select_random(trajectories: Iterable[Trajectory], count: int, *, seed: int) -> list[Kept]:
-    """``count`` trajectories drawn without looking at them: the control."""
-    pool = sorted((t for t in trajectories if _teaches(t)), key=lambda t: t.key)
+    """``count`` trajectories drawn without looking at them: the control. Two that say the same count once."""
+    listed = sorted((t for t in trajectories if _teaches(t)), key=lambda t: t.key, reverse=True)
+    pool = list({(t.question_key, said(t)): t for t in listed}.values())[::-1]
     return [Kept(t, 0.0) for t in random.Random(f"control {seed}").sample(pool, min(count, len(pool)))]
 
 

@@ -147,7 +147,7 @@ def test_the_control_is_drawn_blindly_and_repeatably() -> None:
     runs = [run(SEARCH, answer(t), sample=i) for i, t in enumerate(["London", "Rome", "Bern", "Oslo"])]
     first, again = (select_random(runs, 2, seed=1) for _ in range(2))
     assert [k.trajectory.key for k in first] == [k.trajectory.key for k in again]
-    assert len(select_random(runs, 9, seed=1)) == 4
+    assert len(select_random([*runs, run(SEARCH, answer("Rome"), sample=7)], 9, seed=1)) == 4
 
 
 @pytest.mark.parametrize("knobs", [{"samples": 0}, {"keep_share": 0.0}, {"start": "middle"}])
