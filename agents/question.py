@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..models.errors import RestillError
 from .shards import write_atomically
+from .tool_results import well_formed
 
 _KNOWN = frozenset({"id", "question", "answers", "gold", "gold_titles", "metadata"})
 
@@ -54,7 +55,7 @@ class Question(BaseModel):
             row["id"] = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
         row["id"] = str(row["id"]) if isinstance(row.get("id"), int) else row.get("id")
         if isinstance(row["id"], str):  # half a surrogate pair could be written to no log
-            row["id"] = row["id"].encode("utf-8", "replace").decode()
+            row["id"] = well_formed(row["id"])
         answers = _as_list(row.get("answers"))
         for spelling in ("answer", "answer_aliases"):
             answers += [a for a in _as_list(row.pop(spelling, None)) if a not in answers]

@@ -170,11 +170,6 @@ class Run:
             return True
         return entry.status == "error" and (retry or entry.tries < 2)
 
-    def status(self, key: Key) -> str | None:
-        """The status of the trajectory with this key."""
-        entry = self._entries.get(key)
-        return None if entry is None else entry.status
-
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -100,15 +100,14 @@ class Phases(Generic[AnyMethod]):
         """
         shard = self.job.shard
         run = rollout(agent, questions, out=folder, samples=samples, seed=seed, shard=shard, retry=True, **self.options)
-        own = [key for key in run.keys() if key.agent == agent.fingerprint and in_shard(key.question, shard)]
-        failed = [t for key in own if run.status(key) == "error" and (t := run.get(key)) is not None]
-        if failed and len(failed) > MOST_FAILED * len(own):
-            raise RestillError(
-                f"{len(failed)} of {len(own)} runs in {folder} failed, such as with: {failed[0].error}; mend that and "
-                "call again: it asks only these once more"
-            )
-        if failed:
-            self.job.say(f"{len(failed)} of {len(own)} runs failed, such as with: {failed[0].error}")
+        mine = agent.fingerprint
+        count = sum(key.agent == mine and in_shard(key.question, shard) for key in run.keys())
+        failed = [t.error for t in run.filter(status="error", agent=mine) if in_shard(t.question_key, shard)]
+        told = f"{len(failed)} of {count} runs in {folder} failed, such as with: {failed[0]}" if failed else ""
+        if len(failed) > MOST_FAILED * count:
+            raise RestillError(f"{told}; mend that and call again: it asks only these once more")
+        if told:
+            self.job.say(told)
 
     def rank(self, name: str, run: Run, content: str, agent: Agent, ranker: StepRanker) -> Rankings:
         """The ranker's orders over the run's steps, which stay beside it; the phase tells how they agree.

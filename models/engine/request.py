@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Literal
 
 from ..errors import RestillError
@@ -87,8 +88,8 @@ def check_request(request: Request) -> None:
     """
     s, deadline = request.sampling, request.deadline
     for name, value, fits, range_ in (
-        ("seed", request.seed, isinstance(request.seed, int), "a whole number"),
-        ("deadline", deadline, deadline is None or isinstance(deadline, int | float), "a number of seconds or None"),
+        ("seed", request.seed, isinstance(request.seed, Integral), "a whole number"),
+        ("deadline", deadline, deadline is None or isinstance(deadline, Real), "a number of seconds or None"),
         ("stop", request.stop, all(isinstance(end, str) and end for end in request.stop), "strings, none empty"),
         ("max_tokens", s.max_tokens, s.max_tokens >= 1, "at least 1"),
         ("temperature", s.temperature, 0 <= s.temperature < math.inf, "0 (greedy) or more"),
