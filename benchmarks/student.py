@@ -31,7 +31,7 @@ from restill.selftrain.pilot import Pilot
 from restill.selftrain.selection import select
 
 STUDENT = dataclasses.replace(
-    NANO, parameters=1_300_000, hops={1: 0.5, 2: 0.5}, train=400, grown=3, steps=16, step_tokens=64, context=1024
+    NANO, parameters=1_300_000, hops={1: 0.5, 2: 0.5}, train=400, pilot=400, grown=3, steps=16, step_tokens=64, context=1024
 )  # fmt: skip
 TIMED = 64
 """Questions of which tokens are counted by the second."""
@@ -46,7 +46,8 @@ class Lessons:
 
     def __init__(self, out: Path, scale: Scale, quick: bool) -> None:
         self.out, self.quick = out, quick
-        self.lab = Lab(out, dataclasses.replace(scale, model=PARENT, tune=SMOLLM2.tune))
+        tune = dataclasses.replace(SMOLLM2.tune, precision="bf16")
+        self.lab = Lab(out, dataclasses.replace(scale, model=PARENT, tune=tune))
         self.nursery = Lab(out, scale)
 
     def teacher(self) -> Path:
