@@ -15,9 +15,9 @@ from .agent import Agent
 from .evidence import LOSSES, Loss, evidence_recall, lost_to
 from .question import Question
 from .rollout import rollout
-from .run import Key, Run
+from .run import Run
 from .scores import exact_match, f1, normalise
-from .trajectory import Trajectory
+from .trajectory import Key, Trajectory
 
 if TYPE_CHECKING:
     from rich.table import Table

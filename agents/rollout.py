@@ -15,9 +15,10 @@ from .model import counter_of, slots_of
 from .plan import derive_seed
 from .progress import Progress, progress_bar
 from .question import Question
-from .run import Key, Run
+from .run import Run
 from .shards import checked_shard, in_shard
 from .threads import run_sync
+from .trajectory import Key
 
 _IN_FLIGHT = 32
 """Questions in flight where nobody knows how many requests the model takes at once."""

@@ -19,26 +19,18 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..models.engine.stats import Stats
 from ..models.errors import RestillError
 from .shards import ShardWriter, locked, write_atomically
-from .trajectory import Trajectory
+from .trajectory import Key, Trajectory
 from .version import code_version
 
 MANIFEST = "run.json"
 _SHARD = re.compile(r"trajectories-(\d+)-of-(\d+)\.jsonl")
 FINAL = frozenset({"answered", "budget", "invalid"})
 """Statuses that are never run again."""
-
-
-class Key(NamedTuple):
-    """What a trajectory is known by."""
-
-    question: str
-    sample: int
-    agent: str
 
 
 @dataclass(frozen=True)
@@ -125,7 +117,7 @@ class Run:
                 written before stays readable).
         """
         self.start()
-        key = Key(*trajectory.key)
+        key = trajectory.key
         old = self._entries.get(key)
         if old is not None and old.status in FINAL:
             raise RestillError(f"the run already holds {trajectory.id} with status {old.status!r}; it is never changed")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -161,6 +161,19 @@ class Seen(_Record):
     length: int = 0
 
 
+class Key(NamedTuple):
+    """What a trajectory is known by: the question's key, which sample of it, the agent's hash."""
+
+    question: str
+    sample: int
+    agent: str
+
+    @property
+    def id(self) -> str:
+        """A short name."""
+        return f"{self.question[:8]}-{self.sample}-{self.agent[:8]}"
+
+
 class Trajectory(_Record):
     """One run over one question.
 
@@ -209,14 +222,14 @@ class Trajectory(_Record):
     steps: list[Step] = Field(default_factory=list)
 
     @property
-    def key(self) -> tuple[str, int, str]:
-        """(question key, sample index, agent hash): what a run directory knows it by."""
-        return (self.question_key, self.sample, self.agent)
+    def key(self) -> Key:
+        """What a run directory knows it by."""
+        return Key(self.question_key, self.sample, self.agent)
 
     @property
     def id(self) -> str:
         """A short name, made from the key."""
-        return f"{self.question_key[:8]}-{self.sample}-{self.agent[:8]}"
+        return self.key.id
 
     @property
     def prompt0(self) -> list[int]:

@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 from restill import JaxChatModel, Question, ReActAgent, Run, World, rollout
-from restill.agents.run import Key
 from restill.agents.testing import make_hit
 from restill.models.home import enable_compile_cache
 from restill.selftrain.attacks import attacks
@@ -162,7 +161,7 @@ def scripted_run(world: World, questions: list[Question], folder: Path, tokenize
     part = folder.with_name(folder.name + ".part")
     with Run.create(part) as run:
         for t in source.filter(status="answered"):
-            if run.needs(Key(*t.key)):
+            if run.needs(t.key):
                 run.append(with_samples(t, by_key[t.question_key], answers, tokenizer, count=4, seed=1))
     part.rename(folder)
     return Run.open(folder)

@@ -88,6 +88,7 @@ def progress(job: Path, phase: str) -> int:
         "eval": (f"{phase}/trajectories-*.jsonl",),
         "rank": (f"{arm}/rollout/rankings/steps.jsonl", f"{arm}/rollout/rankings/steps-*.part"),
         "train": (f"{arm}/adapter.training/train_log.jsonl", f"{arm}/adapter/train_log.jsonl"),
+        "keep": (),
         "mixture": (),
     }
     return sum(file.read_bytes().count(b"\n") for pattern in files[part] for file in job.glob(pattern))

@@ -31,7 +31,8 @@ from restill.selftrain.pilot import Pilot
 from restill.selftrain.selection import select
 
 STUDENT = dataclasses.replace(
-    NANO, parameters=1_300_000, hops={1: 0.5, 2: 0.5}, train=400, pilot=400, grown=3, steps=16, step_tokens=64, context=1024
+    NANO, parameters=1_300_000, hops={1: 0.5, 2: 0.5}, train=400, pilot=400, grown=3,
+    steps=16, step_tokens=64, context=1024,
 )  # fmt: skip
 TIMED = 64
 """Questions of which tokens are counted by the second."""
@@ -67,8 +68,8 @@ class Lessons:
         out, grown = self.out / "taught", lab.scale.grown
         run = rollout(agent, lab.train, out=out, samples=grown, deadline=None, progress=True)
         agent.model.close()
-        kept = select(RandomRanker() if self.quick else GoldRanker(), lab.train, list(run), keep_per_question=grown)
-        return Mixture.from_trajectories([k.trajectory for k in kept])
+        kept = select(RandomRanker() if self.quick else GoldRanker(), lab.train, run, keep_per_question=grown)
+        return Mixture.from_trajectories(t for k in kept if (t := run.get(k.key)))
 
     def asked(self, name: str, model: JaxChatModel) -> tuple[EvalReport, float]:
         """The held-out score, and tokens a second over some questions, asked twice (the first time compiles)."""

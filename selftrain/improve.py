@@ -5,9 +5,9 @@
     job/job.json                    every knob, written first
     job/questions.json              keys of the training and held-out questions
     job/base/eval/                  a run directory
-    job/pilot/{rollout/, mixture.jsonl, kept.jsonl, adapter/, eval/}
-    job/gen1/{rollout/, mixture.jsonl, kept.jsonl, adapter/, eval/}
-    job/control/{mixture.jsonl, kept.jsonl, adapter/, eval/}
+    job/pilot/{rollout/, kept.jsonl, mixture.jsonl, adapter/, eval/}
+    job/gen1/{rollout/, kept.jsonl, mixture.jsonl, adapter/, eval/}
+    job/control/{kept.jsonl, mixture.jsonl, adapter/, eval/}
     job/TRICE/{guide/, state.json, adapter/, eval/}    with method=TRICE(...): instead of generations
     job/<phase>.done.json           what a phase made; delete it to run the phase again
     job/worker-i-of-n.lock          held by worker i of n, 0 of 1 unless several share the job
@@ -23,7 +23,6 @@ from pathlib import Path
 from ..agents.agent import Agent
 from ..agents.question import Question
 from ..agents.run import Run
-from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from .checks import refuse
 from .digests import digest
@@ -31,7 +30,8 @@ from .files import write_json
 from .job import Job
 from .latent_method import LatentMethod
 from .mixture import Mixture
-from .phases import Phases, release
+from .mixture_phases import MixturePhases
+from .phases import release
 from .plain import models
 from .progress import teller
 from .report import Report
@@ -107,7 +107,7 @@ def improve(
         return _Improvement(job, agent, train, held_out, method, seed, eval_samples, options).run(control, baseline)
 
 
-class _Improvement(Phases[ReST]):
+class _Improvement(MixturePhases[ReST]):
     """The flow of one job."""
 
     latest: Path | None = None
@@ -132,8 +132,9 @@ class _Improvement(Phases[ReST]):
                 name, agent.replace(temperature=method.temperature), self.train, method.samples
             )
             replayed = pilot if method.replay else None
-            ranked = None if method.step_ranker is None else self.rank(name, run, content, agent, method.step_ranker)
-            mixture = self.mix(name, run, content, lambda ts, a=agent: self._select(a, ts), replayed, ranked)
+            kept = self.keep(name, run, content, lambda run=run, a=agent: self._select(a, run))
+            ranked = None if method.step_ranker is None else self.rank(name, run, kept, agent, method.step_ranker)
+            mixture = self.mix(name, run, kept, replayed, rankings=ranked)
             start = previous if method.start == "previous" else None
             release(agent)
             trained = self.latest = self.fit(name, mixture, start, method.train)
@@ -141,7 +142,7 @@ class _Improvement(Phases[ReST]):
             self.score(name, arm, agent, trained, mixture.trajectories)
             if control and generation == 1:
                 release(agent)
-                self._control(agent, run, content, self.job.phases[f"{name}/mixture"]["kept"], start, replayed)
+                self._control(agent, run, content, len(kept), start, replayed)
             previous = trained
         release(agent)
         return self.report(self.latest)
@@ -149,23 +150,21 @@ class _Improvement(Phases[ReST]):
     def _control(
         self, agent: Agent, run: Run, content: str, count: int, start: Path | None, replayed: Mixture | None
     ) -> None:
-        def blindly(trajectories: list[Trajectory]) -> list[Kept]:
-            return select_random(trajectories, count, seed=self.seed)
-
-        mixture = self.mix("control", run, f"{content}/{count}", blindly, replayed)
+        kept = self.keep("control", run, f"{content}/{count}", lambda: select_random(run, count, seed=self.seed))
+        mixture = self.mix("control", run, kept, replayed)
         trained = self.fit("control", mixture, start, self.method.train)
         agent = self.equip(trained, agent)
         self.score("control", "control", agent, trained, mixture.trajectories)
         release(agent)
 
-    def _select(self, agent: Agent, trajectories: list[Trajectory]) -> list[Kept]:
+    def _select(self, agent: Agent, run: Run) -> list[Kept]:
         method, ranker = self.method, self.method.ranker
         bind = getattr(ranker, "bind", None)
         ranker = ranker if bind is None else bind(agent.model)
         return select(
             ranker,
             self.train,
-            trajectories,
+            run,
             keep_per_question=method.keep_per_question,
             keep_share=method.keep_share,
         )

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..agents.evaluate import EvalReport, EvalRow
-from ..agents.run import Key, Run
-from ..agents.trajectory import Trajectory
+from ..agents.run import Run
+from ..agents.trajectory import Key, Trajectory
 from ..models.errors import RestillError
 from .files import read_json
 from .job import MANIFEST
@@ -131,11 +131,11 @@ def plan(settings: dict[str, Any]) -> list[str]:
     ranked = ("rank",) if method.get("step_ranker") else ()
     parts = {
         "base": ("eval",),
-        "pilot": ("rollout", "mixture", "train", "eval"),
-        "control": ("mixture", "train", "eval"),
+        "pilot": ("rollout", "keep", "mixture", "train", "eval"),
+        "control": ("keep", "mixture", "train", "eval"),
         method.get("arm", ""): ("train", "eval"),
     }
-    grown = ("rollout", *ranked, "mixture", "train", "eval")
+    grown = ("rollout", "keep", *ranked, "mixture", "train", "eval")
     every = [f"{folder}/{part}" for folder in folders for part in parts.get(folder, grown)]
     return [name for name in every if scored or not name.endswith("/eval")]
 

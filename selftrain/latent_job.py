@@ -15,12 +15,13 @@ from .em import Maximisation
 from .files import hash_json, read_json, write_json
 from .lab import Lab
 from .latent_method import LatentMethod
-from .phases import Phases, release
+from .mixture_phases import MixturePhases
+from .phases import release
 from .policy import Policy
 from .report import Report
 
 
-class LatentImprovement(Phases[LatentMethod]):
+class LatentImprovement(MixturePhases[LatentMethod]):
     """The flow of one job."""
 
     def run(self, baseline: bool) -> Report:

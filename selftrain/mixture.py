@@ -106,9 +106,8 @@ class Mixture(Sequence[Example]):
             RestillError: a trajectory has no token ids, or an unknown mode.
         """
         check_mode(mode)
-        listed = list(trajectories)
-        given = [None] * len(listed) if scores is None else list(scores)
-        examples = [e for t, s in zip(listed, given, strict=True) for e in _examples(t, s, mode)]
+        scored = ((t, None) for t in trajectories) if scores is None else zip(trajectories, scores, strict=True)
+        examples = [e for t, s in scored for e in _examples(t, s, mode)]
         return cls.of(examples) if mode == "trajectory" else cls(tuple(e for e in examples if e.targets))
 
     def save(self, path: Path) -> None:

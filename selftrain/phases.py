@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,9 +12,7 @@ from ..agents.evaluate import EvalReport, score_run
 from ..agents.question import Question
 from ..agents.rollout import rollout
 from ..agents.run import Run
-from ..agents.search.agent import SearchAgent
 from ..agents.shards import in_shard
-from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from ..models.memory import trim
 from .checks import trained_on
@@ -24,13 +21,9 @@ from .files import hash_json, read_json, write_atomic, write_json
 from .job import Job
 from .latent_method import LatentMethod
 from .mixture import Mixture
-from .pilot import Pilot
-from .plain import models, plain
 from .report import Arm, Report, comparisons, differences
-from .rerank import Rankings, load_rankings, rerank
 from .rest import ReST
-from .selection import Kept, said
-from .step_rankers import StepRanker
+from .selection import said
 from .trainer import TrainConfig, Trainer
 
 AnyMethod = TypeVar("AnyMethod", bound=ReST | LatentMethod)
@@ -79,11 +72,12 @@ class Phases(Generic[AnyMethod]):
 
         def work() -> dict[str, Any]:
             run = Run.open(folder)
-            found = sorted(run.filter(agent=agent.fingerprint), key=lambda t: t.key)
-            content = hash_json([[*t.key, t.status, t.answer, said(t)] for t in found])
-            worked = run.stats(agent.fingerprint)
+            mine, worked = agent.fingerprint, run.stats(agent.fingerprint)
+            keys = sorted(key for key in run.keys() if key.agent == mine)
+            found = (t for t in map(run.get, keys) if t is not None)
+            content = hash_json([hash_json([*t.key, t.status, t.answer, said(t)]) for t in found])
             occupancy = {} if worked is None else {"occupancy": worked.occupancy}
-            return {"agent": agent.fingerprint, "trajectories": len(found), "content": content, **occupancy}
+            return {"agent": mine, "trajectories": len(keys), "content": content, **occupancy}
 
         def discard() -> None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -108,99 +102,6 @@ class Phases(Generic[AnyMethod]):
             raise RestillError(f"{told}; mend that and call again: it asks only these once more")
         if told:
             self.job.say(told)
-
-    def rank(self, name: str, run: Run, content: str, agent: Agent, ranker: StepRanker) -> Rankings:
-        """The ranker's orders over the run's steps, which stay beside it; the phase tells how they agree.
-
-        Args:
-            content: the run's hash.
-            agent: what made the run, as far as its prompts and actions go.
-        """
-        others = models(ranker)
-        settings = {"ranker": plain(ranker), "model": others.pop("model", None), "rollout": content}
-        settings |= {"models": others} if others else {}
-        path = run.path / "rankings" / "steps.jsonl"
-
-        def rankings(shard: tuple[int, int] | None = None) -> Rankings:
-            return rerank(
-                run, ranker, self.train, name="steps", settings=settings, tokenizer=agent.model.tokenizer,
-                read=agent.read if isinstance(agent, SearchAgent) else None, shard=shard,
-            )  # fmt: skip
-
-        def part() -> None:
-            self.job.say(f"{name}: ranking the samples of {len(run)} trajectories")
-            if self.job.shard[1] > 1:
-                rankings(self.job.shard)
-
-        def discard() -> None:
-            for file in (path, *path.parent.glob("steps-*.part")):
-                file.unlink(missing_ok=True)
-
-        self.job.phase(
-            f"{name}/rank", settings, lambda: dict(rankings().stats), part=part, outputs=[path], discard=discard
-        )
-        return load_rankings(path)
-
-    def mix(
-        self,
-        name: str,
-        run: Run,
-        content: str,
-        choose: Callable[[list[Trajectory]], list[Kept]],
-        replayed: Mixture | None,
-        rankings: Rankings | None = None,
-    ) -> Mixture:
-        """What ``choose`` keeps of a run, and all that is ``replayed``, as training examples.
-
-        Args:
-            content: the run's hash.
-            rankings: of its steps, which decide what each of them teaches.
-
-        Raises:
-            RestillError: nothing is kept.
-        """
-        path, ranking = self.job.out / name / "mixture.jsonl", self.job.out / name / "kept.jsonl"
-        inputs = {
-            "rollout": content,
-            "method": {k: v for k, v in self.method.knobs().items() if k not in ("train", "generations")},
-            "replayed": None if replayed is None else replayed.fingerprint,
-            "rankings": None if rankings is None else rankings.fingerprint,
-        }
-
-        def work() -> dict[str, Any]:
-            kept = choose(list(run))
-            rows = [{"trajectory": k.trajectory.id, "key": list(k.trajectory.key), "score": k.score} for k in kept]
-            taught = [k.trajectory if rankings is None else rankings.of(k.trajectory) for k in kept]
-            mixture = Mixture.from_trajectories(taught, scores=[k.score for k in kept], mode=self.method.mode)
-            if not mixture:
-                raise RestillError(
-                    f"{name}: none of the {len(run)} trajectories in {run.path} is worth keeping; "
-                    f"look at them with `restill show {run.path}`, then raise samples, "
-                    "or begin with a (larger) pilot"
-                )
-            kept_questions = len({k.trajectory.question_key for k in kept})
-            if replayed is not None:
-                mixture = Mixture.of([*mixture, *replayed])
-            mixture.save(path)
-            write_atomic(ranking, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            return {
-                "rolled_out": len(run),
-                "kept": len(kept),
-                "kept_questions": kept_questions,
-                "examples": len(mixture),
-                "tokens": mixture.tokens,
-                "targets": mixture.targets,
-                "sha256": mixture.fingerprint,
-            }
-
-        self.job.phase(f"{name}/mixture", inputs, work, outputs=[path])
-        return Mixture.load(path)
-
-    def pilot_mixture(self, pilot: Pilot) -> Mixture:
-        """What the pilot is trained on: its guided runs, as examples."""
-        chosen = pilot.choose(self.train, self.seed)
-        run, content = self.roll_out("pilot", pilot.guided(self.agent, chosen), chosen, pilot.samples)
-        return self.mix("pilot", run, content, lambda found: pilot.keep(self.agent, found, chosen), None)
 
     def fit(self, name: str, mixture: Mixture, start: Path | None, train: TrainConfig) -> Path:
         """Train the base model, or what ``start`` holds, on ``mixture``; returns the folder of the result."""

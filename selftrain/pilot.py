@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..agents.agent import Agent
 from ..agents.question import Question
+from ..agents.run import Run
 from ..agents.scores import normalise
 from ..agents.search.agent import SearchAgent
 from ..agents.trajectory import Trajectory
@@ -108,15 +109,19 @@ class Pilot:
             raise RestillError(f"noise={self.noise}: only the search agent's expert makes mistakes; give 0")
         return ExpertModel(agent.model.tokenizer, questions, self.script)
 
-    def keep(self, agent: Agent, trajectories: Sequence[Trajectory], questions: Sequence[Question]) -> list[Kept]:
-        """What the pilot is trained on, in the tokens of ``agent``'s model."""
+    def keep(self, agent: Agent, run: Run, questions: Sequence[Question]) -> list[Kept]:
+        """Which of its trajectories the pilot is trained on."""
         labelled = any(q.answers for q in questions)
         ranker = GoldRanker() if labelled and not self.noise else CompletedRanker()
-        read = [t for t in trajectories if self.noise or not agent.plan.tools or grounded(t)]
-        kept = select(ranker, questions, read, keep_per_question=self.samples)[: self.most]
-        if self.teacher is None:
-            return kept
-        return [replace(k, trajectory=retold(agent, k.trajectory)) for k in kept]
+
+        def fit(trajectory: Trajectory) -> bool:
+            return bool(self.noise) or not agent.plan.tools or grounded(trajectory)
+
+        return select(ranker, questions, run, keep_per_question=self.samples, fit=fit)[: self.most]
+
+    def told(self, agent: Agent, trajectory: Trajectory) -> Trajectory:
+        """One of them in the tokens of ``agent``'s model."""
+        return trajectory if self.teacher is None else retold(agent, trajectory)
 
     def _can_guide(self, question: Question) -> bool:
         if not question.answers:

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..agents.model import ChatTokenizer
 from ..agents.question import Question
-from ..agents.run import Key, Run
+from ..agents.run import Run
 from ..agents.shards import ShardWriter, checked_shard, in_shard
-from ..agents.trajectory import Trajectory
+from ..agents.trajectory import Key, Trajectory
 from ..models.errors import RestillError
 from .choice import Choice, Reader, choices
 from .files import hash_json
@@ -54,7 +54,7 @@ class Rankings:
         Raises:
             RestillError: the orders do not fit the trajectory's samples.
         """
-        orders = self.orders.get(Key(*trajectory.key))
+        orders = self.orders.get(trajectory.key)
         if orders is None:
             return trajectory
         sizes = [len(step.samples) for step in trajectory.steps]
@@ -73,6 +73,7 @@ def rerank(
     settings: Mapping[str, Any] | None = None,
     tokenizer: ChatTokenizer | None = None,
     read: Reader | None = None,
+    among: Collection[Key] | None = None,
     batch: int = 32,
     out: Path | None = None,
     shard: tuple[int, int] | None = None,
@@ -85,6 +86,7 @@ def rerank(
         name: of the file, ``<run>/rankings/<name>.jsonl``; one name, one ranker.
         settings: what the orders depend on (model, adapter hash, seed); another value under this name is refused.
         tokenizer, read: see :func:`.choice.choices`.
+        among: rank only these of them.
         batch: trajectories ranked in one call of the ranker, and lost at most when killed.
         out: the file, if it is to lie elsewhere.
         shard: (i, n): rank the i-th of n parts of the questions, for a later call without ``shard`` to take up.
@@ -108,7 +110,8 @@ def rerank(
     parts = sorted(whole.parent.glob(f"{name}-*-of-*.part")) if shard is None else []
     done, *ranked = [_rows_of(file, identity) for file in (path, *parts)]
     ready = {key: row for rows in ranked for key, row in rows.items()}
-    waiting = [key for key in _completed(run) if key not in done and in_shard(key.question, part)]
+    wanted = [key for key in _completed(run) if among is None or key in among]
+    waiting = [key for key in wanted if key not in done and in_shard(key.question, part)]
     path.parent.mkdir(parents=True, exist_ok=True)
     if waiting:
         writer = ShardWriter(path)
@@ -146,7 +149,7 @@ def _rankings(rows: Mapping[Key, Mapping[str, Any]]) -> Rankings:
 
 
 def _completed(run: Run) -> list[Key]:
-    listed = [Key(*t.key) for status in ("answered", "budget") for t in run.filter(status=status)]
+    listed = [t.key for status in ("answered", "budget") for t in run.filter(status=status)]
     return sorted(listed)
 
 

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..agents.question import Question
-from ..agents.trajectory import Trajectory
+from ..agents.run import Run
+from ..agents.trajectory import Key, Trajectory
 from .feedback import VETO, Ranker
+from .files import hash_json
 from .mixture import is_good
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A trajectory that was chosen, and its score."""
+    """A trajectory that was chosen, by its key, and its score."""
 
-    trajectory: Trajectory
+    key: Key
     score: float
 
 
 def select(
     ranker: Ranker,
     questions: Iterable[Question],
-    trajectories: Iterable[Trajectory],
+    run: Run | Iterable[Trajectory],
     *,
     keep_per_question: int = 1,
     keep_share: float = 1.0,
+    fit: Callable[[Trajectory], bool] = lambda trajectory: True,
 ) -> list[Kept]:
     """Rank the trajectories of each question and keep the best: the reward filter.
 
-    Two that say the same count once. Ties go to the lower sample index; the order is that of
-    ``questions``.
+    Two that say the same count once. Ties go to the lower sample index; the order is that of ``questions``. Of a run
+    those of one question are in memory at a time.
+
+    Args:
+        fit: what else a trajectory must be.
     """
-    by_question: dict[str, list[Trajectory]] = {}
-    for t in sorted(trajectories, key=lambda t: t.sample):
-        by_question.setdefault(t.question_key, []).append(t)
+    found = _by_question(run)
     groups: list[list[Kept]] = []
     for question in questions:
-        candidates = by_question.get(question.key, [])
+        candidates = [t for t in found(question.key) if fit(t)]
         if not candidates:
             continue
         seen = question if ranker.needs_labels else question.without_labels()
@@ -47,7 +51,7 @@ def select(
         kept: dict[tuple[Any, ...], Kept] = {}
         for score, t in sorted(zip(scores, candidates, strict=True), key=lambda pair: -pair[0]):
             if score != VETO and _teaches(t):
-                kept.setdefault(said(t), Kept(t, score))
+                kept.setdefault(said(t), Kept(t.key, score))
         if kept:
             groups.append(list(kept.values())[:keep_per_question])
     best = sorted(range(len(groups)), key=lambda i: -groups[i][0].score)
@@ -57,14 +61,31 @@ def select(
 
 def select_random(trajectories: Iterable[Trajectory], count: int, *, seed: int) -> list[Kept]:
     """``count`` trajectories drawn without looking at them: the control. Two that say the same count once."""
-    listed = sorted((t for t in trajectories if _teaches(t)), key=lambda t: t.key, reverse=True)
-    pool = list({(t.question_key, said(t)): t for t in listed}.values())[::-1]
-    return [Kept(t, 0.0) for t in random.Random(f"control {seed}").sample(pool, min(count, len(pool)))]
+    first: dict[str, Key] = {}
+    for t in trajectories:
+        if _teaches(t):
+            same = hash_json([t.question_key, said(t)])
+            first[same] = min(first.get(same, t.key), t.key)
+    pool = sorted(first.values())
+    return [Kept(key, 0.0) for key in random.Random(f"control {seed}").sample(pool, min(count, len(pool)))]
 
 
 def said(trajectory: Trajectory) -> tuple[Any, ...]:
     """All that the model read and wrote, as token ids; of a model without them the turns that it wrote."""
     return tuple(trajectory.token_ids()) or tuple(step.sample.text for step in trajectory.steps)
+
+
+def _by_question(run: Run | Iterable[Trajectory]) -> Callable[[str], Iterator[Trajectory]]:
+    """The trajectories of a question, by sample."""
+    if isinstance(run, Run):
+        known, get = run.keys(), run.get
+    else:
+        known = {t.key: t for t in run}
+        get = known.get
+    keys: dict[str, list[Key]] = {}
+    for key in sorted(known, key=lambda key: (key.sample, key.agent)):
+        keys.setdefault(key.question, []).append(key)
+    return lambda question: filter(None, map(get, keys.get(question, [])))
 
 
 def _teaches(trajectory: Trajectory) -> bool:

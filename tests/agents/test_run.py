@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from restill.agents.run import Key, Run
-from restill.agents.trajectory import Sample, Step, Trajectory
+from restill.agents.run import Run
+from restill.agents.trajectory import Key, Sample, Step, Trajectory
 from restill.agents.version import code_version, sources_hash
 from restill.models.errors import RestillError
 

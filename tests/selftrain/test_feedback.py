@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from restill.agents.budget import Budget
 from restill.agents.question import Question
 from restill.agents.react import ReActAgent
+from restill.agents.run import Run
 from restill.agents.testing import ByteTokenizer, ScriptedModel, answer, call
 from restill.agents.trajectory import Trajectory
 from restill.models.errors import RestillError
@@ -105,7 +107,7 @@ def test_random_is_repeatable_and_blind() -> None:
     assert all(isinstance(r, Ranker) for r in (RandomRanker(), GoldRanker(), LikelihoodRanker()))
 
 
-def test_selection_keeps_the_best_of_each_question_and_no_duplicates() -> None:
+def test_selection_keeps_the_best_of_each_question_and_no_duplicates(tmp_path: Path) -> None:
     other = Question(id="r", question="Where did Ada die?", answers=["Rome"])
     runs = [
         run(SEARCH, SEARCH, answer("London"), sample=0),
@@ -114,8 +116,12 @@ def test_selection_keeps_the_best_of_each_question_and_no_duplicates() -> None:
         run(SEARCH, answer("London"), sample=0, question=other),
     ]
     kept = select(GoldRanker(), [QUESTION, other], runs, keep_per_question=3)
-    assert [k.trajectory.sample for k in kept] == [1, 0]
+    assert [k.key.sample for k in kept] == [1, 0]
     assert len(select(GoldRanker(), [QUESTION, other], runs)) == 1
+    with Run.create(tmp_path / "run") as folder:
+        for t in reversed(runs):
+            folder.append(t)
+        assert select(GoldRanker(), [QUESTION, other], folder, keep_per_question=3) == kept
 
 
 def test_a_ranker_without_labels_gets_none() -> None:
@@ -140,13 +146,13 @@ def test_a_share_of_the_questions_is_kept_by_score() -> None:
 
     runs = [run(answer("x"), question=q) for q in asked]
     kept = select(ById(), asked, runs, keep_share=0.5)
-    assert [k.trajectory.question_id for k in kept] == ["2", "3"]
+    assert [k.key.question for k in kept] == [q.key for q in asked[2:]]
 
 
 def test_the_control_is_drawn_blindly_and_repeatably() -> None:
     runs = [run(SEARCH, answer(t), sample=i) for i, t in enumerate(["London", "Rome", "Bern", "Oslo"])]
     first, again = (select_random(runs, 2, seed=1) for _ in range(2))
-    assert [k.trajectory.key for k in first] == [k.trajectory.key for k in again]
+    assert [k.key for k in first] == [k.key for k in again]
     assert len(select_random([*runs, run(SEARCH, answer("Rome"), sample=7)], 9, seed=1)) == 4
 
 

@@ -26,13 +26,14 @@ from restill.models.engine.stats import Stats
 from restill.models.errors import RestillError
 from restill.retrieval.intervals import bootstrap_interval, paired_interval
 from restill.retrieval.types import Hit
+from restill.selftrain.digests import digest
 from restill.selftrain.files import read_json
 from restill.selftrain.html_report import cases, write_html
 from restill.selftrain.job import Job
 from restill.selftrain.job_folder import JobFolder
 from restill.selftrain.loss_log import LossLog
 from restill.selftrain.mixture import Mixture
-from restill.selftrain.phases import Phases, digest
+from restill.selftrain.mixture_phases import MixturePhases
 from restill.selftrain.rest import ReST
 from restill.selftrain.selection import Kept
 from restill.selftrain.step_rankers import RandomStepRanker
@@ -88,16 +89,18 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"method": METHOD.knobs(), "seed": 7, "eval_samples": 1, "control": True, "note": ATTACK}
     settings |= {"agent": agent("base").config, "train_questions": digest(TRAIN), "eval_questions": digest(QUESTIONS)}
     options = {"concurrency": 4, "deadline": 60.0, "progress": False}
-    phases = Phases(Job(out, settings), agent("base"), TRAIN, QUESTIONS, METHOD, 7, 1, options)
+    phases = MixturePhases(Job(out, settings), agent("base"), TRAIN, QUESTIONS, METHOD, 7, 1, options)
     phases.score("base", "base", agent("base"))
     grown: tuple[Run, str] | None = None
     for place, arm in enumerate(("pilot", "gen1", "control"), 1):
         if arm != "control":
             grown = phases.roll_out(arm, agent(arm), TRAIN, 2)
         assert grown is not None
+        run, content = grown
+        kept = phases.keep(arm, run, content, lambda run=run: [Kept(t.key, 1.0) for t in run])
         if arm == "gen1":
-            phases.rank(arm, *grown, agent(arm), RandomStepRanker(1))
-        phases.mix(arm, *grown, lambda found: [Kept(t, 1.0) for t in found], None)
+            phases.rank(arm, run, kept, agent(arm), RandomStepRanker(1))
+        phases.mix(arm, run, kept, None)
         log = LossLog(out / arm / "adapter" / "train_log.jsonl")
         log.cut(0)
         for step in range(1, 4):
@@ -289,6 +292,7 @@ def test_a_job_that_was_stopped_says_what_is_missing(job: Path, tmp_path: Path) 
     assert tables(page, "missing")[0] == {
         "gen1/train": ["3 steps so far"],
         "gen1/eval": ["3 trajectories so far"],
+        "control/keep": ["not begun"],
         "control/mixture": ["not begun"],
         "control/train": ["not begun"],
         "control/eval": ["not begun"],

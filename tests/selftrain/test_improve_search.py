@@ -21,6 +21,7 @@ from restill.selftrain.feedback import CompletedRanker
 from restill.selftrain.improve import improve
 from restill.selftrain.mixture import Mixture
 from restill.selftrain.pilot import Pilot
+from restill.selftrain.rerank import load_rankings
 from restill.selftrain.rest import ReST
 from restill.selftrain.search_expert import SearchExpertModel
 from restill.selftrain.step_rankers import GoldStepRanker
@@ -77,16 +78,15 @@ class Trainable:
 
 
 def job(folder: Path, step_ranker: GoldStepRanker | None, **method: Any) -> Any:
-    """One generation, every completed trajectory kept."""
+    """One generation; every completed trajectory is kept if ``method`` says nothing else."""
     rest = ReST(
         samples=2,
         temperature=0.5,
         ranker=CompletedRanker(),
-        keep_per_question=2,
         step_ranker=step_ranker,
         train=TRAIN,
         pilot=Pilot(questions=6, noise=0.4, samples=2),
-        **method,
+        **{"keep_per_question": 2, **method},
     )
     agent = SearchAgent(Trainable(), [search], samples=3, few_shot=0)
     return improve(agent, ASKED, out=folder, method=rest, eval=HELD_OUT, deadline=None)
@@ -128,10 +128,13 @@ def test_a_step_ranker_changes_targets_and_no_rollout(ranked: tuple[Path, Any], 
 
 
 def test_a_trajectory_is_one_example_and_each_replaced_step_one_more(tmp_path: Path) -> None:
-    report = job(tmp_path / "job", GoldStepRanker())
+    report = job(tmp_path / "job", GoldStepRanker(), keep_per_question=1)
     mixture = Mixture.load(tmp_path / "job" / "gen1" / "mixture.jsonl")
     single = [e for e in mixture if "step" in e.provenance]
     assert 0 < len(single) < len(mixture) == report.phases["gen1/mixture"]["examples"]
+    kept = {tuple(json.loads(line)["key"]) for line in (tmp_path / "job/gen1/kept.jsonl").read_text().splitlines()}
+    assert len(kept) == len(ASKED) < len(Run.open(tmp_path / "job/gen1/rollout"))
+    assert set(load_rankings(tmp_path / "job/gen1/rollout/rankings/steps.jsonl").orders) == kept, "no other is ranked"
 
 
 def test_mistakes_are_the_search_expert_s_alone(tmp_path: Path) -> None:
