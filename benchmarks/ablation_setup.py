@@ -191,6 +191,11 @@ def repeats(lines: Sequence[Sequence[int]], count: int) -> list[Example]:
     return examples
 
 
+def seed_list(text: str) -> list[int]:
+    """The seeds that a command names: so many from 0, or those between commas (``"3,"`` is 3 alone)."""
+    return [int(part) for part in text.split(",") if part] if "," in text else list(range(int(text)))
+
+
 def bits(values: Sequence[float]) -> str:
     """One character a question, as cells keep them."""
     return "".join("1" if v else "0" for v in values)

@@ -38,6 +38,7 @@ from ablation_setup import (
     bits,
     gain,
     rights,
+    seed_list,
 )
 from rich.console import Console
 from rich.table import Table
@@ -262,7 +263,7 @@ def table(cells: list[dict[str, Any]]) -> Table:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of jobs and models.")] = Path("runs/ablations"),
-    seeds: Annotated[str, typer.Option(help="How many seeds, or which: 5, or 0,3.")] = "5",
+    seeds: Annotated[str, typer.Option(help="How many seeds, or which: 5, or 0,3, or 3, with the comma.")] = "5",
     smollm2: Annotated[bool, typer.Option("--smollm2", help="SmolLM2-135M instead of a nano model.")] = False,
     arms: Annotated[str, typer.Option(help="Only these, separated by semicolons.")] = "",
     results: Annotated[Path | None, typer.Option(help="Where finished cells are kept; OUT/results.jsonl.")] = None,
@@ -282,7 +283,7 @@ def main(
         lab = Lab(out, scale)
         base = lab.base()
         Console(stderr=True).print(f"base: {parameter_count(load_decoder(base).config):,} parameters")
-        for number in [int(s) for s in seeds.split(",")] if "," in seeds else range(int(seeds)):
+        for number in seed_list(seeds):
             for name in [a.strip() for a in arms.split(";")] if arms else ARMS:
                 if any((c["arm"], c["seed"]) == (name, number) for c in cells):
                     continue

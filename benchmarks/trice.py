@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from ablation_setup import seed_list
 from rich.console import Console
 from rich.table import Table
 from trice_cells import METHODS, VOTES, make_setting, run_cell
@@ -115,7 +116,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Jobs, cells and plots.")] = Path("runs/trice"),
     quick: Annotated[bool, typer.Option(help="A tiny run that shows that everything works.")] = False,
     model: Annotated[str, typer.Option(help="nano, or a model's name or folder.")] = "nano",
-    seeds: Annotated[str, typer.Option(help="How many seeds, or which: 5, or 0,3.")] = "5",
+    seeds: Annotated[str, typer.Option(help="How many seeds, or which: 5, or 0,3, or 3, with the comma.")] = "5",
     methods: Annotated[str, typer.Option(help=f"Of {', '.join(METHODS)}; by commas.")] = ",".join(METHODS),
     steps: Annotated[int, typer.Option(help="Of TRICE; 0: 150 with a nano model, else 60.")] = 0,
     bbh: Annotated[Path | None, typer.Option(help="A BBH task, its prompt beside it, instead of chains.")] = None,
@@ -134,7 +135,7 @@ def main(
     if "trice" not in asked:
         console.print("TRICE's tokens are the measure of all others: its cells are run too where they are missing")
     ordered = ["trice", *(name for name in METHODS if name in asked and name != "trice")]
-    for seed in [0] if quick else [int(s) for s in seeds.split(",")] if "," in seeds else range(int(seeds)):
+    for seed in [0] if quick else seed_list(seeds):
         for name in ordered:
             cells = _cells(file)
             if (model, setting.task, seed, name) in cells:

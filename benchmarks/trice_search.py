@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from ablation_setup import NANO, QUICK_NANO, Lab, bits, gain, rights
+from ablation_setup import NANO, QUICK_NANO, Lab, bits, gain, rights, seed_list
 from rich.console import Console
 from rich.table import Table
 
@@ -90,7 +90,7 @@ def table(cells: list[dict[str, Any]]) -> Table:
 
 def main(
     out: Annotated[Path, typer.Option(help="The folder of ablations.py.")] = Path("runs/ablations"),
-    seeds: Annotated[int, typer.Option(min=1, help="How many, from 0.")] = 5,
+    seeds: Annotated[str, typer.Option(help="How many seeds, or which: 5, or 0,3, or 3, with the comma.")] = "5",
     steps: Annotated[int, typer.Option(min=1, help="Of TRICE.")] = 90,
     quick: Annotated[
         bool, typer.Option("--quick", help="After ablations.py --quick; the numbers mean nothing.")
@@ -100,7 +100,7 @@ def main(
     """Run what is missing, seed by seed, and print the table."""
     out = out.with_name(out.name + "-quick") if quick else out
     lab, file = Lab(out, QUICK_NANO if quick else NANO), out / "trice.jsonl"
-    for seed in range(seeds):
+    for seed in seed_list(seeds):
         cells = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         if not any(c["seed"] == seed for c in cells):
             made = [*rest_cells(lab, seed), trice_cell(lab, seed, 2 if quick else steps)]
