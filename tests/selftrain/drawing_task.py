@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from restill.agents.question import Question
 from restill.agents.reason import ReasoningAgent
+from restill.agents.search.agent import SearchAgent
 from restill.agents.trajectory import Trajectory
 from restill.models.chat import JaxChatModel
 from restill.models.testing import tiny_checkpoint
@@ -48,9 +50,25 @@ def agent(**options: Any) -> ReasoningAgent:
     return ReasoningAgent(model, step_tokens=32, instruction="Think.", **options)
 
 
+def lookup(query: str) -> str:
+    """Find passages."""
+    return "nothing"
+
+
+def searching() -> SearchAgent:
+    """An agent that draws once more where it cannot read a turn, which with random weights is always."""
+    model = JaxChatModel.from_checkpoint(tiny_checkpoint(), slots=2, max_context=640)
+    return SearchAgent(model, [lookup], step_tokens=32, few_shot=0)
+
+
 def method(**changes: Any) -> TRICE:
     """Few, small steps."""
     return TRICE(**{"steps": 4, "reward": even, **SMALL, **changes})
+
+
+def saving() -> TRICE:
+    """Long enough for checkpoints, in rows that hold a search agent's trajectory."""
+    return method(steps=8, max_context=640, train=replace(TRAIN, row_length=640, checkpoint_steps=2))
 
 
 def logged(job: Path, name: str = "train_log") -> list[dict[str, Any]]:

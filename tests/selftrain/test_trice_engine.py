@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,10 @@ from restill.selftrain.policy import Asked, Policy, draw
 from restill.selftrain.steps import TrainSteps
 from restill.selftrain.trainer import TrainConfig, Trainer
 
-from .drawing_task import TRAIN, agent, method, questions
+from .drawing_task import agent, lookup, questions, saving, searching
 
 GROUPS, SIZE = 32, 5
 SCORED = TrainConfig(rank=2, alpha=4.0, rows=4, row_length=640)
-
-
-def lookup(query: str) -> str:
-    """Find passages."""
-    return "nothing"
 
 
 @cache
@@ -72,13 +66,13 @@ def scores(asked: Agent, *, temperature: float = 1.0, unmasked: bool = False) ->
 
 
 def _latent(trajectory: Trajectory, unmasked: bool) -> list[Example]:
-    [sequence] = Latent.of(trajectory).sequences
-    assert sequence.targets == sum(len(s.sample.tokens) for s in trajectory.steps if not s.forced)
-    if unmasked:
-        start = len(trajectory.prompt0)
-        weights = (*[0.0] * start, *[1.0] * (len(sequence.tokens) - start))
-        sequence = Example(tokens=sequence.tokens, weights=weights)
-    return [sequence]
+    sequences = Latent.of(trajectory).sequences
+    drawn = [len(sample.tokens) for step in trajectory.steps for sample in step.samples if not step.forced]
+    assert sum(e.targets for e in sequences) == sum(drawn)
+    if not unmasked:
+        return list(sequences)
+    [sequence], start = sequences, len(trajectory.prompt0)
+    return [Example(tokens=sequence.tokens, weights=(*[0.0] * start, *[1.0] * (len(sequence.tokens) - start)))]
 
 
 def deviation(groups: np.ndarray) -> float:
@@ -96,7 +90,7 @@ def acting() -> ReActAgent:
     )
 
 
-AGENTS = [pytest.param(agent, marks=pytest.mark.slow), acting]
+AGENTS = [pytest.param(agent, marks=pytest.mark.slow), acting, searching]
 
 
 @pytest.mark.parametrize("asked", AGENTS)
@@ -109,6 +103,7 @@ def test_the_mean_gradient_over_the_engines_draws_is_zero(asked: Any) -> None:
     [
         pytest.param(agent, {"temperature": 0.5}, marks=pytest.mark.slow),
         pytest.param(acting, {"temperature": 0.5}, marks=pytest.mark.slow),
+        pytest.param(searching, {"temperature": 0.5}, marks=pytest.mark.slow),
         (acting, {"unmasked": True}),
     ],
 )
@@ -119,13 +114,11 @@ def test_another_temperature_or_learnt_observations_would_show(asked: Any, wrong
 _SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-out, place, call, *path = sys.argv[1:]
+out, asked, place, call, *path = sys.argv[1:]
 sys.path[:0] = path
 from restill.selftrain import checkpoint, em, lab
 from restill.selftrain.improve import improve
-from tests.selftrain.drawing_task import agent, method, questions, TRAIN
-from dataclasses import replace
-from functools import cache
+from tests.selftrain import drawing_task
 places = {
     "sampling": (lab, "draw"), "scoring": (lab.Lab, "_reward"), "update": (em.TrainSteps, "update"),
     "state": (em, "write_json"), "checkpoint": (checkpoint, "_tree"), "none": (os, "getcwd"),
@@ -138,23 +131,24 @@ def die(*arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments, **options)
 setattr(owner, name, staticmethod(die) if place == "none" else die)
-improve(agent(), questions(), out=out, method=method(steps=8, train=replace(TRAIN, checkpoint_steps=2)))
+agent = getattr(drawing_task, asked)()
+improve(agent, drawing_task.questions(), out=out, method=drawing_task.saving())
 """
 
 
 @pytest.mark.slow
-def test_a_job_killed_in_each_of_its_phases_ends_with_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [agent, searching], ids=lambda asked: asked.__name__)
+def test_a_job_killed_in_each_of_its_phases_ends_with_the_same_bytes(asked: Any, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "RESTILL_HOME": str(tmp_path / "home")}
     kills = [("sampling", 3), ("scoring", 11), ("update", 3), ("state", 2), ("checkpoint", 2), ("none", 0)]
     codes = []
     for place, call in kills:
-        command = [sys.executable, "-c", _SCRIPT, str(tmp_path / "killed"), place, str(call), str(root), *sys.path]
+        words = [str(tmp_path / "killed"), asked.__name__, place, str(call), str(root)]
+        command = [sys.executable, "-c", _SCRIPT, *words, *sys.path]
         codes.append(subprocess.run(command, env=environment, capture_output=True, cwd=root).returncode)
     assert codes == [-9, -9, -9, -9, -9, 0]
-    improve(
-        agent(), questions(), out=tmp_path / "whole", method=method(steps=8, train=replace(TRAIN, checkpoint_steps=2))
-    )
+    improve(asked(), questions(), out=tmp_path / "whole", method=saving())
     for file in (f"adapter/{WEIGHTS}", "adapter/train_log.jsonl", "adapter/manifest.json", "state.json"):
         there, here = (tmp_path / job / "TRICE" / file for job in ("killed", "whole"))
         assert there.read_bytes() == here.read_bytes(), file
