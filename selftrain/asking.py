@@ -18,7 +18,7 @@ Message = dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ChatCall:
     """One call.
 
     Attributes:
@@ -44,7 +44,7 @@ class Reply:
     sure: float = 1.0
 
 
-def ask(model: Any, calls: Sequence[Asked], *, temperature: float, max_tokens: int) -> list[Reply]:
+def ask(model: Any, calls: Sequence[ChatCall], *, temperature: float, max_tokens: int) -> list[Reply]:
     """The replies, in the order of ``calls``; empty where a local model's context is too short, or where a remote model
     refuses this call, though not all.
 
@@ -69,11 +69,11 @@ def _refused(error: BaseException) -> bool:
     return isinstance(error, RemoteError) and error.refused
 
 
-async def _local(model: TokenModel, calls: Sequence[Asked], temperature: float, max_tokens: int) -> list[Reply]:
+async def _local(model: TokenModel, calls: Sequence[ChatCall], temperature: float, max_tokens: int) -> list[Reply]:
     room = context_of(model)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
 
-    async def one(call: Asked) -> Reply:
+    async def one(call: ChatCall) -> Reply:
         prompt = tuple(model.tokenizer.chat(call.messages))
         if room is not None and len(prompt) + max_tokens > room + CONTEXT_SLACK:
             return Reply("")

@@ -17,7 +17,7 @@ from ..agents.question import Question
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from ..models.grammars import regex_grammar
-from .asking import Asked, Message, Reply, ask
+from .asking import ChatCall, Message, Reply, ask
 from .feedback import VETO, Ranker
 from .feedback_adapter import speaks
 from .fence import Fence
@@ -162,7 +162,7 @@ class Judge:
         for number, reference, repetition in asked:
             case, seed = cases[number], self.seed + repetition
             messages = judge_messages(case.question, case.answer or "", reference, style=style, seed=seed)
-            calls.append(Asked(messages=messages, grammar=_GRAMMAR, seed=seed))
+            calls.append(ChatCall(messages=messages, grammar=_GRAMMAR, seed=seed))
         replies = ask(self.model, calls, temperature=self.temperature, max_tokens=MAX_TOKENS)
         votes: list[dict[str, list[_Vote]]] = [{} for _ in cases]
         for (number, reference, _), reply in zip(asked, replies, strict=True):

@@ -24,7 +24,7 @@ from .latent import Latent
 from .latent_method import Guide, LatentMethod
 from .loss_log import LossLog
 from .pilot import Pilot, gold_hint
-from .policy import Asked, Policy, draw
+from .policy import Draw, Policy, draw
 
 _LOG = logging.getLogger("restill.trice")
 PARTS = ("sampling", "scoring", "gradient", "push")
@@ -104,7 +104,7 @@ class Lab:
             RestillError: every run failed.
         """
         asked = [
-            Asked(question=q, seed=derive_seed(self.seed, "draw", step, q.key, n), sample=n)
+            Draw(question=q, seed=derive_seed(self.seed, "draw", step, q.key, n), sample=n)
             for q in questions
             for n in range(samples)
         ]
@@ -198,7 +198,7 @@ class Lab:
     def accuracy(self, step: int) -> dict[str, Any]:
         """Greedy accuracy on the held-out questions with the newest parameters."""
         agent = self.policy.drives(self.agent, temperature=0.0)
-        drawn = draw(agent, [Asked(question=q, seed=derive_seed(self.seed, "eval", q.key)) for q in self.held_out])
+        drawn = draw(agent, [Draw(question=q, seed=derive_seed(self.seed, "eval", q.key)) for q in self.held_out])
         marks = [self._reward(q, t) or 0.0 for q, t in zip(self.held_out, drawn, strict=True)]
         return {"step": step, "accuracy": float(np.mean(marks)), "questions": len(marks), "sampled": self.sampled}
 

@@ -21,7 +21,7 @@ IN_FLIGHT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Draw:
     """One trajectory to draw."""
 
     question: Question
@@ -92,7 +92,7 @@ class Policy:
         return agent.replace(model=self, **known)
 
 
-def draw(agent: Agent, asked: Sequence[Asked]) -> list[Trajectory]:
+def draw(agent: Agent, asked: Sequence[Draw]) -> list[Trajectory]:
     """Run an agent over all that is asked, in one large batch; prompts that are equal or begin alike are computed once.
 
     There is no deadline: what is drawn must not depend on the clock.
@@ -101,7 +101,7 @@ def draw(agent: Agent, asked: Sequence[Asked]) -> list[Trajectory]:
     async def work() -> list[Trajectory]:
         gate = asyncio.Semaphore(IN_FLIGHT)
 
-        async def one(what: Asked) -> Trajectory:
+        async def one(what: Draw) -> Trajectory:
             async with gate:
                 return await agent.arun(what.question, seed=what.seed, sample=what.sample)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..agents.question import Question
 from ..models.errors import RestillError
 from ..models.grammars import regex_grammar
-from .asking import Asked, Message, ask
+from .asking import ChatCall, Message, ask
 from .feedback_adapter import speaks
 from .fence import Fence
 
@@ -77,7 +77,7 @@ class QuestionWriter:
             first: the number of the first source, which its draw follows from.
         """
         calls = [
-            Asked(messages=writer_messages(source), grammar=_GRAMMAR, seed=self.seed + number)
+            ChatCall(messages=writer_messages(source), grammar=_GRAMMAR, seed=self.seed + number)
             for number, source in enumerate(sources, first)
         ]
         replies = ask(self.model, calls, temperature=self.temperature, max_tokens=MAX_TOKENS)

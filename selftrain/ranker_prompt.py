@@ -14,7 +14,7 @@ from typing import Any
 
 from ..models.errors import RestillError
 from ..models.grammars import regex_grammar
-from .asking import Asked, Message, Reply, ask
+from .asking import ChatCall, Message, Reply, ask
 from .choice import Choice, full_order
 from .fence import Fence
 from .step_rankers import Order
@@ -74,7 +74,7 @@ class PromptStepRanker:
             for c in choices
         ]
         calls = [
-            Asked(
+            ChatCall(
                 messages=ranker_messages(c.seen[-self.most :], [c.samples[i].text[: self.most] for i in places], turn),
                 grammar=ranker_grammar(len(places)),
                 seed=self.seed + turn,

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from restill import RemoteChatModel, RestillError
 from restill.models import remote, remote_errors
-from restill.selftrain.asking import Asked, ask
+from restill.selftrain.asking import ChatCall, ask
 
 ANSWER = {
     "model": "m",
@@ -341,7 +341,7 @@ def test_one_refused_call_does_not_end_the_others_but_a_failed_one_does():
         bad = b"Bad" in request.content
         return httpx.Response(status if bad else 200, json={"error": "no"} if bad else ANSWER)
 
-    calls = [Asked(messages=[{"role": "user", "content": text}]) for text in ("Good?", "Bad?")]
+    calls = [ChatCall(messages=[{"role": "user", "content": text}]) for text in ("Good?", "Bad?")]
     status = 400
     first, second = ask(model(handle), calls, temperature=0.0, max_tokens=9)
     assert first.text and second.text == ""

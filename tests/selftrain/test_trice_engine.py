@@ -22,7 +22,7 @@ from restill.selftrain.improve import improve
 from restill.selftrain.latent import Latent
 from restill.selftrain.mixture import Example
 from restill.selftrain.pack import micro_batch, pack
-from restill.selftrain.policy import Asked, Policy, draw
+from restill.selftrain.policy import Draw, Policy, draw
 from restill.selftrain.steps import TrainSteps
 from restill.selftrain.trainer import TrainConfig, Trainer
 
@@ -49,7 +49,7 @@ def scores(asked: Agent, *, temperature: float = 1.0, unmasked: bool = False) ->
     question = questions(1)[0]
     drawn = draw(
         policy.drives(asked, temperature=temperature),
-        [Asked(question=question, seed=seed, sample=seed) for seed in range(GROUPS * SIZE)],
+        [Draw(question=question, seed=seed, sample=seed) for seed in range(GROUPS * SIZE)],
     )
     policy.close()
     placed, found = steps.place(leaves), []
