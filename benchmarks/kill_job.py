@@ -60,7 +60,7 @@ def command(place: Path, *more: str) -> list[str]:
     job = ["improve", place / "the.jsonl", "--eval", place / "old.jsonl", "--out", JOB]
     job += ["--model", place / "model", "--index", place / "index", "--deterministic", "--concurrency", 4]
     job += ["--agent", "search", "--steps", 6, "--few-shot", 0, "--seconds", 1000, "--samples", 1]
-    job += ["--pilot", 6, "--noise", 0.1, "--ranker", "completed", "--step-ranker", "likelihood"]
+    job += ["--pilot", 6, "--noise", 0.1, "--ranker", "completed", "--step-ranker", "random"]
     job += ["--epochs", 4, "--checkpoint-seconds", 0]
     return [sys.executable, "-m", "restill.cli", *map(str, job), *more]
 
