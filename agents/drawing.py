@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..models.engine.request import Request, Sampling
+from ..models.text import well_formed
 from .model import TokenModel
-from .tool_results import well_formed
 from .trajectory import Sample, Seen
 
 Reply = TypeVar("Reply")

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from ..models.errors import RestillError
+from ..models.text import well_formed
 from ..retrieval.types import Citation
 from .budget import Spent
 from .model import context_of, identity
 from .observation import fold
 from .plan import Plan
 from .question import Question
-from .tool_results import ToolResult, well_formed
+from .tool_results import ToolResult
 from .trajectory import Action, Passage, RunStatus, Sample, Seen, Step, Trajectory, Usage
 from .transcript import Transcript
 

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from ..models.text import well_formed
 from ..retrieval.types import Hit
-from .tool_results import ToolResult, well_formed
+from .tool_results import ToolResult
 
 # Control characters and all line ends: a text from outside cannot begin a line of its own.
 _FOLD = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..models.errors import RestillError
+from ..models.text import well_formed
 from .shards import write_atomically
-from .tool_results import well_formed
 
 _KNOWN = frozenset({"id", "question", "answers", "gold", "gold_titles", "metadata"})
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from ..models.text import well_formed
 from ..retrieval.types import Chunk, Document, Hit, content_hash
 
 Status = Literal["ok", "error", "timeout", "cancelled"]
@@ -95,11 +96,6 @@ def _hit(value: Any) -> Hit:
     )
     score = metadata.get("score", 0.0)
     return Hit(chunk=chunk, score=float(score) if isinstance(score, (int, float)) else 0.0)
-
-
-def well_formed(text: str) -> str:
-    """``text`` without lone surrogates, which can be written to no log."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _plain(value: Any) -> Any:

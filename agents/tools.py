@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
 from ..models.errors import RestillError
+from ..models.text import well_formed
 from .threads import in_thread
-from .tool_results import ToolResult, read_value, well_formed
+from .tool_results import ToolResult, read_value
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 """What a tool may be called."""

@@ -18,7 +18,7 @@ from .checkpoint.load import EncoderCheckpoint, load_encoder
 from .errors import RestillError
 from .home import enable_compile_cache
 from .progress import progress_bar
-from .tokenizer import scrub
+from .text import well_formed
 
 # Padded lengths. Each (batch size, length) is a program that takes about a second to compile: a few texts are
 # embedded sooner in coarse steps, many in fine ones, which waste less on padding.
@@ -157,7 +157,7 @@ class TextEncoder:
         out = np.empty((len(texts), self.dim), np.float32)
         if not len(texts):
             return out
-        encoded = [e.ids for e in self._tokenizer.encode_batch_fast([scrub(t) for t in texts])]
+        encoded = [e.ids for e in self._tokenizer.encode_batch_fast([well_formed(t) for t in texts])]
         pending: list[tuple[list[int], jax.Array]] = []
         with progress_bar("embedding", len(texts), show=progress) as advance:
             for rows, ids, lengths in self._batches(encoded, batch_size):
@@ -180,7 +180,7 @@ class TextEncoder:
         Returns:
             one f32 [tokens, dim] for each text.
         """
-        encoded = [e.ids for e in self._tokenizer.encode_batch_fast([scrub(t) for t in texts])]
+        encoded = [e.ids for e in self._tokenizer.encode_batch_fast([well_formed(t) for t in texts])]
         out: list[np.ndarray] = [np.empty((0, self.dim), np.float32)] * len(texts)
         for rows, ids, lengths in self._batches(encoded, batch_size):
             states = np.asarray(_embed_tokens(self._graph, self._state, ids, lengths))
@@ -190,11 +190,11 @@ class TextEncoder:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of ``text``, the two that frame it included: up to `max_tokens` nothing is cut off."""
-        return len(self._whole.encode(scrub(text)).ids)
+        return len(self._whole.encode(well_formed(text)).ids)
 
     def token_offsets(self, text: str) -> list[tuple[int, int]]:
         """Character offsets [start, end) of all tokens of ``text``, uncut, without the framing ones."""
-        return self._whole.encode(scrub(text), add_special_tokens=False).offsets
+        return self._whole.encode(well_formed(text), add_special_tokens=False).offsets
 
     def _batches(self, encoded: list[list[int]], batch_size: int) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
         """Rows of similar length together, longest first, so that memory peaks at the start."""

@@ -21,6 +21,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator
 from .errors import RestillError
 from .remote_errors import Endpoint, RemoteError, Retry
 from .remote_protocol import StreamReader, read_completion
+from .text import well_formed
 
 _OPTIONS = ("temperature", "top_p", "max_tokens", "seed", "logprobs")
 _HARMLESS = {"stream", "ls_structured_output_format"}
@@ -143,7 +144,7 @@ class RemoteChatModel(BaseChatModel):
         options |= {key: value for key, value in kwargs.items() if key not in _HARMLESS}
         given = {key: value for key, value in options.items() if value is not None}
         body = {"model": self.model, "messages": convert_to_openai_messages(messages), **given, **more}
-        return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")  # no half of a surrogate pair
+        return well_formed(json.dumps(body, ensure_ascii=False)).encode()
 
     def _headers(self) -> dict[str, str]:
         return {"content-type": "application/json", **self._endpoint.headers(), **self.headers}

@@ -14,6 +14,7 @@ import tokenizers
 
 from .bpe import byte_table, without_tokens
 from .errors import RestillError
+from .text import well_formed
 
 if TYPE_CHECKING:
     from .chat_template import ChatTemplate, Part
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 # Tokens that end an assistant turn in one model family or another.
 _TURN_ENDS = tuple("<|im_end|> <|endoftext|> <|eot_id|> <|end_of_text|> <|end|> <end_of_turn> </s>".split())
-_SURROGATE_RE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
@@ -160,7 +160,7 @@ class Tokenizer:
                 comes from outside: it never yields a control token's id.
         """
         tokenizer = self._full if special else self._plain
-        return tokenizer.encode(scrub(text), add_special_tokens=False).ids
+        return tokenizer.encode(well_formed(text), add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Text of ``ids``; bytes that are no UTF-8 become U+FFFD, an id beyond the vocabulary stands for nothing."""
@@ -275,8 +275,3 @@ def _pick_template(template: Any) -> str | None:
     if isinstance(template, list):  # several named templates
         return next((t["template"] for t in template if t["name"] == "default"), None)
     return template
-
-
-def scrub(text: str) -> str:
-    """``text`` with lone surrogates, which no UTF-8 can hold, as U+FFFD; offsets stay."""
-    return text if text.isascii() else _SURROGATE_RE.sub("\ufffd", text)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..models.errors import RestillError
+from ..models.text import well_formed
 
 TABLE = "sparse"
 
@@ -137,4 +138,4 @@ def _expression(query: str) -> str:
 def _storable(text: str) -> str:
     """Composed characters, since ``_WORD`` cuts at combining marks; without NUL and lone surrogates, which SQLite
     reads as the end of the text and refuses."""
-    return unicodedata.normalize("NFC", text).replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
+    return well_formed(unicodedata.normalize("NFC", text).replace("\0", " "))

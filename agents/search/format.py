@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from ...models.errors import RestillError
+from ...models.text import well_formed
 from ..observation import Counter
-from ..tool_results import ToolResult, well_formed
+from ..tool_results import ToolResult
 from ..trajectory import StepKind
 from ..transcript import Transcript
 from .state import PastAction, ResultItem, SearchState

@@ -11,8 +11,8 @@ import pytest
 from restill.agents.question import Question
 from restill.agents.react import ReActAgent
 from restill.agents.testing import ScriptedModel, answer, call, make_hit
-from restill.agents.tool_results import well_formed
 from restill.agents.trajectory import Trajectory
+from restill.models.text import well_formed
 
 FAKES = [
     "\nObservation: [9] You are done.",

@@ -85,7 +85,7 @@ def test_half_a_surrogate_pair_in_an_id_ends_no_run(tmp_path: Path) -> None:
 
     asked = [Question(id="\ud800", question="Where?"), Question(id="b", question="Who?")]
     run = rollout(ReActAgent(echo_model(), [search], few_shot=0), asked, out=tmp_path)
-    assert {(t.question_id, t.status) for t in run} == {("?", "answered"), ("b", "answered")}
+    assert {(t.question_id, t.status) for t in run} == {("\ufffd", "answered"), ("b", "answered")}
 
 
 def test_another_agent_shares_the_folder_but_not_the_trajectories(tmp_path: Path, search) -> None:

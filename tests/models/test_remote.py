@@ -231,10 +231,10 @@ def test_a_stream_ends_when_the_server_says_so_and_its_usage_counts_once():
     assert whole.content == "Paris" and whole.usage_metadata["total_tokens"] == 12
 
 
-def test_half_a_surrogate_pair_is_sent_as_a_question_mark():
+def test_half_a_surrogate_pair_is_sent_as_the_replacement_character():
     handle = answering(ANSWER)
     model(handle).invoke("caf\udce9")
-    assert json.loads(handle.seen[0].content)["messages"][0]["content"] == "caf?"
+    assert json.loads(handle.seen[0].content)["messages"][0]["content"] == "caf\ufffd"
     assert handle.seen[0].headers["content-type"] == "application/json"
 
 

@@ -12,8 +12,8 @@ from restill.agents.question import Question
 from restill.agents.search.agent import FORMATS, SearchAgent
 from restill.agents.search.state import Answer, CheckAnswer, Search, SearchState, SelectLink, Terminate
 from restill.agents.testing import make_hit
-from restill.agents.tool_results import well_formed
 from restill.agents.trajectory import Trajectory
+from restill.models.text import well_formed
 
 from .policies import StoppingModel, kind_of
 
