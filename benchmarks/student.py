@@ -4,8 +4,8 @@
 
 The teacher is SmolLM2-135M, trained on a scripted expert. Its right trajectories teach a nano model that has read
 one-hop questions of other Worlds: once the tokens themselves, once 256 tokens drawn from the teacher's distribution at
-each position. All answer the same held-out questions over the same index within the same budgets. Killed at any time,
-the same command goes on.
+each position. The first of these then goes through one generation of its own. All answer the same held-out questions
+over the same index within the same budgets. Killed at any time, the same command goes on.
 """
 
 from __future__ import annotations
@@ -71,6 +71,17 @@ class Lessons:
         kept = select(RandomRanker() if self.quick else GoldRanker(), lab.train, run, keep_per_question=grown)
         return Mixture.from_trajectories(t for k in kept if (t := run.get(k.key)))
 
+    def grown(self, student: Path) -> Path:
+        """A student that has learnt from its own right trajectories over the same questions."""
+        lab = self.nursery
+        agent = lab.agent(lab.model(str(student)), lab.search)
+        keep = RandomRanker() if self.quick else GoldRanker()
+        method = ReST(samples=4, ranker=keep, keep_per_question=4, start="base", train=lab.scale.tune, pilot=None)
+        report = improve(agent, lab.train, out=self.out / "grown", method=method, deadline=None, progress=True)
+        agent.model.close()
+        assert report.adapter is not None
+        return Path(report.adapter)
+
     def asked(self, name: str, model: JaxChatModel) -> tuple[EvalReport, float]:
         """The held-out score, and tokens a second over some questions, asked twice (the first time compiles)."""
         agent = self.lab.agent(model, self.lab.search)
@@ -108,6 +119,8 @@ def main(
             out=out / name.replace(", ", "-").replace(" ", "-"), progress=True,
         )  # fmt: skip
         models[name] = school.nursery.model(str(folder))
+        if not logits:
+            models[f"{name}, one generation"] = school.nursery.model(str(school.grown(folder)))
     models["student before"] = school.nursery.model(base)
     shown = Table(title=f"{len(school.lab.held_out)} held-out questions; {len(mixture)} trajectories of the teacher")
     for column in ("model", "parameters", "smaller by", "EM %", "of the teacher's", "tokens/s"):
