@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -80,3 +81,15 @@ def with_accuracy(questions: int, accuracy: float, *, seed: int = 0) -> Enumerab
         mean = np.mean([model.table(q)[0][model.right].sum() for q in range(questions)])
         low, high = (middle, high) if mean < accuracy else (low, middle)
     return Enumerable(questions, reach=(low + high) / 2, seed=seed)
+
+
+def with_accuracies(accuracies: Sequence[float], *, seed: int = 0) -> Enumerable:
+    """A model that is right so often on each of its questions."""
+    model = Enumerable(len(accuracies), seed=seed)
+    for question, accuracy in enumerate(accuracies):
+        low, high = -20.0, 20.0
+        for _ in range(60):
+            model.own[question, 2] = middle = (low + high) / 2
+            less = model.table(question)[0][model.right].sum() < accuracy
+            low, high = (middle, high) if less else (low, middle)
+    return model

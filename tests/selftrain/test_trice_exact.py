@@ -33,7 +33,7 @@ from restill.selftrain.trice_gradient import (
 )
 from restill.selftrain.trice_memory import Memory
 
-from .enumerable import RATIONALES, Enumerable, with_accuracy
+from .enumerable import RATIONALES, Enumerable, with_accuracies, with_accuracy
 
 Draw = Callable[[np.ndarray, int, float], np.ndarray]
 GRADED = np.array([{0: 0.0, 1: 0.3, 2: 1.0, 3: 0.7}[z.count(2)] for z in RATIONALES])
@@ -254,9 +254,9 @@ def test_the_control_variate_hurts_a_little_at_low_accuracy_and_wins_in_the_end(
     assert ratios[0] < 1.15 and ratios[-2] < 0.1 and ratios[-1] < 0.01
 
 
-def resampled_ratio(accuracy: float, batch: int, count: int, draws: int) -> float:
+def resampled_ratio(model: Enumerable, batch: int, count: int, draws: int) -> float:
     """Variance of the control variate's estimates over that of the basic ones, from the same draws, each resampled."""
-    model, rng = with_accuracy(4, accuracy), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     rewards = model.right.astype(float)
     tables = [posterior(model, question, rewards) for question in range(4)]
     gradients = np.array([own for _, _, own in tables])
@@ -277,8 +277,16 @@ def resampled_ratio(accuracy: float, batch: int, count: int, draws: int) -> floa
 @pytest.mark.parametrize(("accuracy", "low", "high"), [(0.3, 1.1, 1.6), (0.75, 0.35, 0.7), (0.95, 0.0, 0.15)])
 def test_resampling_makes_the_control_variate_dearer_below_half(accuracy: float, low: float, high: float) -> None:
     """The sizes of its weights add up to (1 - a)(1 + 2 a) at accuracy a, those of the basic ones to 1."""
-    assert low < resampled_ratio(accuracy, 32, 16, 400) < high
-    assert resampled_ratio(accuracy, 32, 64, 400) < 1.02, "with all terms it does not"
+    model = with_accuracy(4, accuracy)
+    assert low < resampled_ratio(model, 32, 16, 400) < high
+    assert resampled_ratio(model, 32, 64, 400) < 1.02, "with all terms it does not"
+
+
+def test_the_control_variate_is_dearer_where_some_questions_are_easy_and_some_hard() -> None:
+    """One rate for them all pushes a hard question's proposals down as if they had been likely to be right."""
+    alike, apart = with_accuracies([0.75] * 4), with_accuracies([0.99, 0.99, 0.99, 0.03])
+    assert resampled_ratio(alike, 32, 64, 400) < 0.8 and resampled_ratio(apart, 32, 64, 400) > 1.3
+    assert resampled_ratio(alike, 32, 16, 400) < 0.7 < 0.8 < resampled_ratio(apart, 32, 16, 400)
 
 
 def test_training_on_accepted_proposals_alone_is_biased() -> None:
