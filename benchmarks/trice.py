@@ -1,4 +1,4 @@
-"""TRICE, with and without control variate, beside STaR, rejection sampling, filtered SFT, references, direct answers.
+"""TRICE, with control variates and without, beside STaR, rejection sampling, filtered SFT, references, direct answers.
 
 Every method starts from the same model and questions, and may draw and train on no more tokens than TRICE with the
 control variate took at the same seed. A finished (model, task, seed, method) is a line in ``cells.jsonl``; the same
@@ -101,7 +101,7 @@ def draw_plots(cells: list[dict[str, Any]], out: Path) -> list[Path]:
             found = [c for c in mine if c["method"] == name and c["seed"] == min(x["seed"] for x in mine)]
             if found:
                 curves[name] = [(trained / 1000, 100 * accuracy) for _, trained, accuracy in found[0]["curve"]]
-            if found and name in ("trice", "basic"):
+            if found and name in ("trice", "per-question", "basic"):
                 spread[name] = [(row[0], row[3]) for row in found[0]["log"] if row[3] is not None]
         plots = {"curve": line_plot("curve", "held-out accuracy, %", curves, across="thousand tokens trained on")}
         if spread:

@@ -23,7 +23,7 @@ from restill.selftrain.voting import Marks, marks, voted
 
 PARENT = "smollm2-135m"
 """Its tokenizer, pruned, is the nano model's."""
-METHODS = ("trice", "basic", "star", "rejection", "filtered", "reference", "direct")
+METHODS = ("trice", "per-question", "basic", "star", "rejection", "filtered", "reference", "direct")
 VOTES = 40
 SLIPS = 0.7
 """Share of the carries that the teachers forget: what they do most often is wrong."""
@@ -77,6 +77,7 @@ def build(setting: Setting, name: str, caps: tuple[int, int] | None) -> LatentMe
     long = 20 * setting.steps  # until the tokens are spent
     made = {
         "trice": lambda: TRICE(steps=setting.steps, **shared),
+        "per-question": lambda: TRICE(steps=long, estimator="per-question", **shared),
         "basic": lambda: TRICE(steps=long, estimator="basic", **shared),
         "star": lambda: STaR(steps=setting.steps, rounds=min(3, setting.steps), **shared),
         "rejection": lambda: RejectionSampling(

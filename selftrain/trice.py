@@ -19,7 +19,7 @@ from ..models.errors import RestillError
 from .lab import Lab
 from .latent import Latent
 from .latent_method import Guide, LatentMethod, Term, Terms
-from .trice_gradient import Estimator, estimator_weights, resample
+from .trice_gradient import Estimator, check_estimator, estimator_weights, resample
 from .trice_memory import Memory
 
 _LOG = logging.getLogger("restill.trice")
@@ -35,7 +35,8 @@ class TRICE(LatentMethod):
         resampled: of up to twice as many terms so many are drawn in proportion to their weights, and trained on.
         estimator: "control" subtracts the proposals' terms (algorithm 3), "basic" does not (algorithm 2). The control
             variate pays where most proposals are right; below half it costs variance, unless ``resampled`` is twice
-            the minibatch.
+            the minibatch, and where some questions are easy and others hard. "per-question" (not in the paper) weighs
+            each question's term by how often its own proposals were accepted so far.
         guide: what draws the first memories: the model with the "answer" as a hint, the scripted "expert" (agents with
             tools), a function from a question to a hint, or ``None`` to begin with empty memories.
         guide_samples: tries of the guide a question; the first right one counts. A question on which it never
@@ -50,8 +51,7 @@ class TRICE(LatentMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.estimator not in ("basic", "control"):
-            raise RestillError(f"estimator={self.estimator!r} is unknown; use 'basic' or 'control'")
+        check_estimator(self.estimator)
         if isinstance(self.guide, str) and self.guide not in ("answer", "expert"):
             raise RestillError(f"guide={self.guide!r} is unknown; use 'answer', 'expert', a function or None")
         if self.guide_samples < 1:
@@ -90,6 +90,7 @@ class TriceSource:
         batch = lab.minibatch(step, method.minibatch)
         scored = lab.propose(batch, step)
         proposals = {s.question.key: s.latent for s in scored if s.latent is not None}
+        past = self.memory.past(proposals)
         hits = self.memory.transition(proposals, lab.uniforms(step, _ACCEPT).random(len(proposals)))
         solved = np.array([self.memory.reward(key) > 0 for key in proposals], bool)
         facts: dict[str, Any] = {
@@ -101,7 +102,7 @@ class TriceSource:
         if not solved.any():
             _LOG.warning("step %d: no memory of the minibatch is right; the parameters stay as they are", step)
             return Terms([], facts, void=True)
-        weights = estimator_weights(method.estimator, solved, hits)
+        weights = estimator_weights(method.estimator, solved, hits, past)
         uniform = float(lab.uniforms(step, _RESAMPLE).random())
         drawn = resample(weights, method.resampled, uniform)
         terms = self._terms(list(proposals), proposals, drawn)

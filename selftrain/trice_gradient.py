@@ -11,7 +11,7 @@ NumPy in float64, since they see M numbers a step.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from ..models.errors import RestillError
 
 Floats = NDArray[np.float64]
-Estimator = Literal["basic", "control"]
+Estimator = Literal["basic", "control", "per-question"]
+Past = tuple[ArrayLike, ArrayLike]
+"""Of each question how often it was asked before, and how many of its proposals were accepted, ``[M]`` each."""
 
 
 def accept(memory: ArrayLike, proposal: ArrayLike, uniforms: ArrayLike) -> NDArray[np.bool_]:
@@ -36,12 +38,22 @@ def accept(memory: ArrayLike, proposal: ArrayLike, uniforms: ArrayLike) -> NDArr
     return np.asarray(uniforms, np.float64) * np.asarray(memory, np.float64) < np.asarray(proposal, np.float64)
 
 
-def acceptance_rates(solved: ArrayLike, accepted: ArrayLike) -> Floats:
-    """beta ``[M]``: each question's estimate of the acceptance rate from all others, so that it does not depend on
-    that question's own proposal; 0 where no other memory is solved."""
+def acceptance_rates(solved: ArrayLike, accepted: ArrayLike, past: Past | None = None) -> Floats:
+    """beta ``[M]``: each question's estimate of its acceptance rate, which does not depend on its own proposal.
+
+    The mean over all other questions of the minibatch; 0 where no other memory is solved.
+
+    Args:
+        past: takes the question's own earlier proposals instead, and that mean as if it were one more of them. The
+            estimator stays unbiased: what was drawn earlier does not know the proposal either.
+    """
     solved, accepted = np.asarray(solved, np.float64), np.asarray(accepted, np.float64)
     others = solved.sum() - solved
-    return (accepted.sum() - accepted) / np.where(others > 0, others, 1.0) * (others > 0)
+    rates = (accepted.sum() - accepted) / np.where(others > 0, others, 1.0) * (others > 0)
+    if past is None:
+        return rates
+    asked, hits = (np.asarray(part, np.float64) for part in past)
+    return (hits + rates) / (asked + 1)
 
 
 def basic(solved: ArrayLike) -> Floats:
@@ -54,7 +66,7 @@ def basic(solved: ArrayLike) -> Floats:
     return np.concatenate([solved, np.zeros_like(solved)]) / max(solved.sum(), 1.0)
 
 
-def control_variate(solved: ArrayLike, accepted: ArrayLike) -> Floats:
+def control_variate(solved: ArrayLike, accepted: ArrayLike, past: Past | None = None) -> Floats:
     """Weights ``[2M]`` of algorithm 3: from each memory's term, beta times its proposal's is subtracted.
 
     E grad log p(z~) is 0, so nothing changes but the variance. An accepted proposal is the memory: its terms are one,
@@ -63,22 +75,30 @@ def control_variate(solved: ArrayLike, accepted: ArrayLike) -> Floats:
     Args:
         solved: as for :func:`basic`.
         accepted: whether this step's proposal became the memory, ``[M]``.
+        past: for a beta of each question's own (:func:`acceptance_rates`).
     """
     solved, accepted = np.asarray(solved, np.float64), np.asarray(accepted, np.float64)
-    beta = acceptance_rates(solved, accepted)
+    beta = acceptance_rates(solved, accepted, past)
     memories, proposals = solved * (1 - beta * accepted), solved * beta * (1 - accepted)
     return np.concatenate([memories, -proposals]) / max(solved.sum(), 1.0)
 
 
-def estimator_weights(kind: Estimator, solved: ArrayLike, accepted: ArrayLike) -> Floats:
+def check_estimator(kind: str) -> None:
+    """Raises RestillError: unknown estimator."""
+    if kind not in get_args(Estimator):
+        raise RestillError(f"estimator={kind!r} is unknown; use {' or '.join(map(repr, get_args(Estimator)))}")
+
+
+def estimator_weights(kind: Estimator, solved: ArrayLike, accepted: ArrayLike, past: Past) -> Floats:
     """Weights ``[2M]`` of the estimator of that name.
 
     Raises:
         RestillError: unknown estimator.
     """
-    if kind not in ("basic", "control"):
-        raise RestillError(f"estimator={kind!r} is unknown; use 'basic' or 'control'")
-    return basic(solved) if kind == "basic" else control_variate(solved, accepted)
+    check_estimator(kind)
+    if kind == "basic":
+        return basic(solved)
+    return control_variate(solved, accepted, past if kind == "per-question" else None)
 
 
 def resample_systematic(probabilities: ArrayLike, count: int, uniform: float) -> NDArray[np.int64]:

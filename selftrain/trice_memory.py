@@ -9,14 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .latent import Latent
-from .trice_gradient import accept
+from .trice_gradient import Past, accept
 
 
 class Memory:
-    """One latent a question, by question key. A question without one is unsolved: its reward is 0."""
+    """One latent a question, by question key. A question without one is unsolved: its reward is 0.
 
-    def __init__(self, latents: Mapping[str, Latent] | None = None) -> None:
-        self.latents = dict(latents or {})
+    Attributes:
+        visits: of each question how many proposals there were, and how many of them were accepted.
+    """
+
+    def __init__(
+        self, latents: Mapping[str, Latent] | None = None, visits: Mapping[str, tuple[int, int]] | None = None
+    ) -> None:
+        self.latents, self.visits = dict(latents or {}), dict(visits or {})
 
     @classmethod
     def guided(cls, found: Iterable[tuple[str, Latent]]) -> Memory:
@@ -43,8 +49,17 @@ class Memory:
         """
         keys = list(proposals)
         hits = accept([self.reward(k) for k in keys], [proposals[k].reward for k in keys], uniforms)
-        self.latents.update((key, proposals[key]) for key, hit in zip(keys, hits, strict=True) if hit)
+        for key, hit in zip(keys, hits.tolist(), strict=True):
+            asked, before = self.visits.get(key, (0, 0))
+            self.visits[key] = asked + 1, before + hit
+            if hit:
+                self.latents[key] = proposals[key]
         return hits
+
+    def past(self, keys: Iterable[str]) -> Past:
+        """How often each was asked so far, and how many proposals were accepted."""
+        counts = [self.visits.get(key, (0, 0)) for key in keys]
+        return [asked for asked, _ in counts], [hits for _, hits in counts]
 
     def facts(self, questions: int, step: int, epoch: int) -> dict[str, float]:
         """For the log: the share of questions solved, the mean age of their latents in steps, and the share of them
@@ -58,9 +73,11 @@ class Memory:
 
     def to_rows(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {key: latent.to_row() for key, latent in self.latents.items()}
+        latents = {key: latent.to_row() for key, latent in self.latents.items()}
+        return {"latents": latents, "visits": {key: list(counts) for key, counts in self.visits.items()}}
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, Any]) -> Memory:
         """Read what :meth:`to_rows` gave."""
-        return cls({key: Latent.from_row(row) for key, row in rows.items()})
+        latents = {key: Latent.from_row(row) for key, row in rows["latents"].items()}
+        return cls(latents, {key: (asked, hits) for key, (asked, hits) in rows["visits"].items()})

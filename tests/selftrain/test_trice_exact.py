@@ -23,6 +23,7 @@ from restill.selftrain.mixture import Example
 from restill.selftrain.trice import TRICE
 from restill.selftrain.trice_gradient import (
     Estimator,
+    Past,
     accept,
     acceptance_rates,
     basic,
@@ -35,6 +36,7 @@ from restill.selftrain.trice_memory import Memory
 
 from .enumerable import RATIONALES, Enumerable, with_accuracies, with_accuracy
 
+NOTHING: Past = (0, 0)
 Draw = Callable[[np.ndarray, int, float], np.ndarray]
 GRADED = np.array([{0: 0.0, 1: 0.3, 2: 1.0, 3: 0.7}[z.count(2)] for z in RATIONALES])
 
@@ -76,7 +78,12 @@ def transition(p: np.ndarray, rewards: np.ndarray) -> np.ndarray:
 
 
 def expected_gradient(
-    kind: Estimator, model: Enumerable, rewards: np.ndarray, resampled: int | None = None, draw: Draw = resample
+    kind: Estimator,
+    model: Enumerable,
+    rewards: np.ndarray,
+    resampled: int | None = None,
+    draw: Draw = resample,
+    past: Past = NOTHING,
 ) -> np.ndarray:
     """The estimator's mean over memories from the posterior, all proposals and all acceptances, for two questions.
 
@@ -101,7 +108,7 @@ def expected_gradient(
             chosen = [s for s in listed if s[1] == accepted]
             mass = sum(s[0] for s in chosen)
             parts.append((mass, sum((s[0] * s[2] for s in chosen), 0.0), sum((s[0] * s[3] for s in chosen), 0.0)))
-        weights = estimator_weights(kind, [True, True], [first, second])
+        weights = estimator_weights(kind, [True, True], [first, second], past)
         if resampled is not None:
             weights = mean_over_uniforms(weights, resampled, draw)
         for own, (_, memory, proposal) in enumerate(parts):
@@ -142,6 +149,15 @@ def test_the_mean_gradient_is_that_of_the_marginal_likelihood(kind: Estimator, a
     exact = exact_gradient(model, rewards, 2)
     assert np.abs(exact).max() > 1e-3
     np.testing.assert_allclose(expected_gradient(kind, model, rewards), exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("past", [(0, 0), ([5, 0], [1, 0]), ([3, 8], [3, 0])])
+@pytest.mark.parametrize("resampled", [None, 2])
+def test_rates_of_each_questions_own_past_leave_the_mean_gradient(past: Past, resampled: int | None) -> None:
+    model = with_accuracies([0.9, 0.2])
+    rewards = model.right.astype(float)
+    found = expected_gradient("per-question", model, rewards, resampled, past=past)
+    np.testing.assert_allclose(found, exact_gradient(model, rewards, 2), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["basic", "control"])
@@ -205,7 +221,7 @@ def enumerated_variance(kind: Estimator, model: Enumerable, batch: int) -> float
     mean, second = np.zeros_like(model.theta), 0.0
     for accepted in product((False, True), repeat=batch):
         mass = np.prod([r if a else 1 - r for (r, _, _), a in zip(rows, accepted, strict=True)])
-        weights = estimator_weights(kind, np.ones(batch, bool), accepted)
+        weights = estimator_weights(kind, np.ones(batch, bool), accepted, NOTHING)
         inner, square = np.zeros_like(model.theta), 0.0
         for m, (hit, (_, means, squares)) in enumerate(zip(accepted, rows, strict=True)):
             u, v = (weights[m] + weights[batch + m], 0.0) if hit else (weights[m], weights[batch + m])
@@ -231,7 +247,7 @@ def sampled_variance(kind: Estimator, model: Enumerable, batch: int, draws: int,
     for i in range(draws):
         hit = accept(rewards[memory[i]], rewards[proposal[i]], rng.random(batch))
         after = np.where(hit, proposal[i], memory[i])
-        weights = estimator_weights(kind, rewards[after] > 0, hit)
+        weights = estimator_weights(kind, rewards[after] > 0, hit, NOTHING)
         for m in range(batch):
             estimates[i] += weights[m] * gradients[m][after[m]] + weights[batch + m] * gradients[m][proposal[i, m]]
     squares = ((estimates - estimates.mean(0)) ** 2).sum(1)
@@ -254,21 +270,29 @@ def test_the_control_variate_hurts_a_little_at_low_accuracy_and_wins_in_the_end(
     assert ratios[0] < 1.15 and ratios[-2] < 0.1 and ratios[-1] < 0.01
 
 
-def resampled_ratio(model: Enumerable, batch: int, count: int, draws: int) -> float:
-    """Variance of the control variate's estimates over that of the basic ones, from the same draws, each resampled."""
+def resampled_ratio(
+    model: Enumerable, batch: int, count: int, draws: int, kind: Estimator = "control", visits: int = 0
+) -> float:
+    """Variance of the control variate's estimates over that of the basic ones, from the same draws, each resampled.
+
+    Args:
+        visits: earlier proposals of each question that "per-question" knows of.
+    """
     rng = np.random.default_rng(0)
     rewards = model.right.astype(float)
     tables = [posterior(model, question, rewards) for question in range(4)]
     gradients = np.array([own for _, _, own in tables])
-    estimates: dict[Estimator, list[np.ndarray]] = {"basic": [], "control": []}
+    accuracies = np.array([p @ rewards for p, _, _ in tables])
+    estimates: dict[Estimator, list[np.ndarray]] = {"basic": [], kind: []}
     for _ in range(draws):
         asked = rng.permutation(batch) % 4  # in a minibatch's random order: the resampling is systematic
         memory = np.array([rng.choice(len(p), p=after) for p, after, _ in map(tables.__getitem__, asked)])
         proposal = np.array([rng.choice(len(p), p=p / p.sum()) for p, _, _ in map(tables.__getitem__, asked)])
         hit = accept(rewards[memory], rewards[proposal], rng.random(batch))
         chosen, uniform = np.where(hit, proposal, memory), rng.random()
-        for kind, found in estimates.items():
-            weights = resample(estimator_weights(kind, np.ones(batch, bool), hit), count, uniform)
+        past = np.full(batch, visits), rng.binomial(visits, accuracies[asked])
+        for each, found in estimates.items():
+            weights = resample(estimator_weights(each, np.ones(batch, bool), hit, past), count, uniform)
             found.append(weights[:batch] @ gradients[asked, chosen] + weights[batch:] @ gradients[asked, proposal])
     basic, control = (np.var(np.array(found), axis=0).sum() for found in estimates.values())
     return float(control / basic)
@@ -287,6 +311,20 @@ def test_the_control_variate_is_dearer_where_some_questions_are_easy_and_some_ha
     alike, apart = with_accuracies([0.75] * 4), with_accuracies([0.99, 0.99, 0.99, 0.03])
     assert resampled_ratio(alike, 32, 64, 400) < 0.8 and resampled_ratio(apart, 32, 64, 400) > 1.3
     assert resampled_ratio(alike, 32, 16, 400) < 0.7 < 0.8 < resampled_ratio(apart, 32, 16, 400)
+
+
+@pytest.mark.parametrize("count", [16, 64])
+@pytest.mark.parametrize("accuracies", [[0.99, 0.99, 0.99, 0.03], [0.99, 0.9, 0.1, 0.01], [0.98, 0.9, 0.8, 0.3]])
+def test_a_rate_for_each_question_is_cheaper_there(accuracies: list[float], count: int) -> None:
+    model = with_accuracies(accuracies)
+    own, shared = (resampled_ratio(model, 32, count, 400, kind, 6) for kind in ("per-question", "control"))
+    assert own < 0.9 * shared and own < 1.05
+
+
+def test_a_rate_for_each_question_costs_nothing_where_they_are_alike() -> None:
+    model = with_accuracies([0.75] * 4)
+    own, shared = (resampled_ratio(model, 32, 16, 400, kind, 6) for kind in ("per-question", "control"))
+    assert own < 1.1 * shared
 
 
 def test_training_on_accepted_proposals_alone_is_biased() -> None:
@@ -357,7 +395,7 @@ def test_nothing_solved_has_no_weight_and_everything_accepted_neither(batch: lis
 
 def test_what_cannot_be_is_named() -> None:
     with pytest.raises(RestillError, match="estimator='reinforce'"):
-        estimator_weights("reinforce", [True], [True])  # pyright: ignore[reportArgumentType]
+        estimator_weights("reinforce", [True], [True], NOTHING)  # pyright: ignore[reportArgumentType]
     with pytest.raises(RestillError, match="above 0"):
         resample_systematic([0.0, 0.0], 2, 0.5)
 
