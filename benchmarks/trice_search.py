@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -27,6 +27,7 @@ from restill.agents.scores import exact_match
 from restill.models.errors import RestillError
 from restill.selftrain.mixture import Mixture
 from restill.selftrain.trainer import TrainConfig
+from restill.selftrain.trice_gradient import Estimator
 
 STAGES = {"pilot": "pilot", "gen1": "ReST, generation 1", "gen2": "ReST, generation 2"}
 TUNE = TrainConfig(method="full", embeddings=True, lr=3e-4, rows=2, row_length=1024, warmup=0.1)
@@ -55,19 +56,19 @@ def rest_cells(lab: Lab, seed: int) -> list[dict[str, Any]]:
     return cells
 
 
-def trice_cell(lab: Lab, seed: int, steps: int) -> dict[str, Any]:
+def trice_cell(lab: Lab, seed: int, name: str, steps: int, estimator: Estimator) -> dict[str, Any]:
     """TRICE from ReST's pilot."""
-    folder = lab.out / f"seed{seed}" / "trice"
+    folder = lab.out / f"seed{seed}" / name.replace(", ", "-").replace(" ", "-")
     agent = lab.agent(lab.model(str(lab.out / f"seed{seed}" / "filtered" / "pilot" / "adapter")), lab.search)
     method = TRICE(
-        steps=steps, minibatch=min(32, len(lab.train)), resampled=16, guide="expert", guide_samples=1,
-        train=TUNE, slots=lab.scale.slots, max_context=TUNE.row_length, eval_every=max(1, steps // 3),
+        steps=steps, estimator=estimator, minibatch=min(32, len(lab.train)), resampled=16, guide="expert",
+        guide_samples=1, train=TUNE, slots=lab.scale.slots, max_context=TUNE.row_length, eval_every=max(1, steps // 3),
     )  # fmt: skip
     report = improve(
         agent, lab.train, out=folder, method=method, eval=lab.held_out, seed=seed, deadline=None, progress=True
     )
     made = report.phases[f"{method.arm}/train"]
-    cell = scored(lab, seed, "TRICE", folder / method.arm / "eval", made["sampled_tokens"], made["trained_tokens"])
+    cell = scored(lab, seed, name, folder / method.arm / "eval", made["sampled_tokens"], made["trained_tokens"])
     return {**cell, "steps": made["steps"], "shares": made["shares"]}
 
 
@@ -75,23 +76,31 @@ def table(cells: list[dict[str, Any]]) -> Table:
     """Scores over seeds, paired gains, costs."""
     by, seeds = {(c["stage"], c["seed"]): c for c in cells}, sorted({c["seed"] for c in cells})
     shown = Table(title="exact match, %; paired 95 % intervals over questions; tokens since the pilot")
-    for column in ("stage", "seeds", "EM", "over the pilot", "TRICE over it", "drawn", "trained"):
+    first = STAGES["gen1"]
+    for column in ("stage", "seeds", "EM", "over the pilot", "over generation 1", "drawn", "trained"):
         shown.add_column(column, justify="left" if column == "stage" else "right")
-    for stage in (*STAGES.values(), "TRICE"):
-        own, pilots, trices = ([by[name, seed] for seed in seeds] for name in (stage, "pilot", "TRICE"))
+    for stage in stages(cells):
+        own = [cell for seed in seeds if (cell := by.get((stage, seed)))]
+        pilots, grown = ([by[name, cell["seed"]] for cell in own] for name in ("pilot", first))
         shown.add_row(
             stage, str(len(own)), f"{100 * np.mean([rights(c).mean() for c in own]):.1f}",
             "" if stage == "pilot" else gain(own, pilots),
-            "" if stage == "TRICE" else gain(trices, own),
+            "" if stage in ("pilot", first) else gain(own, grown),
             *(f"{np.mean([c[cost] for c in own]) / 1000:.0f}k" for cost in ("drawn", "trained")),
         )  # fmt: skip
     return shown
+
+
+def stages(cells: list[dict[str, Any]]) -> list[str]:
+    """ReST's stages, then those of TRICE."""
+    return [*STAGES.values(), *sorted({c["stage"] for c in cells} - set(STAGES.values()))]
 
 
 def main(
     out: Annotated[Path, typer.Option(help="The folder of ablations.py.")] = Path("runs/ablations"),
     seeds: Annotated[str, typer.Option(help="How many seeds, or which: 5, or 0,3, or 3, with the comma.")] = "5",
     steps: Annotated[int, typer.Option(min=1, help="Of TRICE.")] = 90,
+    estimator: Annotated[str, typer.Option(help="Of TRICE: control, basic or per-question.")] = "control",
     quick: Annotated[
         bool, typer.Option("--quick", help="After ablations.py --quick; the numbers mean nothing.")
     ] = False,
@@ -100,19 +109,23 @@ def main(
     """Run what is missing, seed by seed, and print the table."""
     out = out.with_name(out.name + "-quick") if quick else out
     lab, file = Lab(out, QUICK_NANO if quick else NANO), out / "trice.jsonl"
+    steps = 2 if quick else steps
+    name = f"TRICE, {estimator}, {steps} steps"
     for seed in seed_list(seeds):
         cells = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        if not any(c["seed"] == seed for c in cells):
-            made = [*rest_cells(lab, seed), trice_cell(lab, seed, 2 if quick else steps)]
-            with file.open("a") as lines:
-                lines.writelines(json.dumps(cell) + "\n" for cell in made)
+        there = {c["stage"] for c in cells if c["seed"] == seed}
+        made = [cell for cell in rest_cells(lab, seed) if cell["stage"] not in there]
+        if name not in there:
+            made.append(trice_cell(lab, seed, name, steps, cast(Estimator, estimator)))
+        with file.open("a") as lines:
+            lines.writelines(json.dumps(cell) + "\n" for cell in made)
     cells = [json.loads(line) for line in file.read_text().splitlines()]
     Console(width=140).print(table(cells))
     if json_out:
         measures = {"EM": lambda c: rights(c).mean(), "drawn": lambda c: c["drawn"], "trained": lambda c: c["trained"]}
         flat = {
             f"{stage}: {name}": float(np.mean([measure(c) for c in cells if c["stage"] == stage]))
-            for stage in (*STAGES.values(), "TRICE")
+            for stage in stages(cells)
             for name, measure in measures.items()
         }
         json_out.write_text(json.dumps(flat, indent=1))
