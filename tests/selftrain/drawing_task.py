@@ -68,7 +68,9 @@ def method(**changes: Any) -> TRICE:
 
 def saving() -> TRICE:
     """Long enough for checkpoints, in rows that hold a search agent's trajectory."""
-    return method(steps=8, max_context=640, train=replace(TRAIN, row_length=640, checkpoint_steps=2))
+    return method(
+        steps=8, estimator="per-question", max_context=640, train=replace(TRAIN, row_length=640, checkpoint_steps=2)
+    )
 
 
 def logged(job: Path, name: str = "train_log") -> list[dict[str, Any]]:

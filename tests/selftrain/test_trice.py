@@ -50,7 +50,7 @@ def test_the_share_of_right_proposals_rises(tmp_path: Path) -> None:
     assert JobFolder.open(tmp_path).drawn["TRICE"] == rows and not JobFolder.open(tmp_path).missing
 
 
-@pytest.mark.parametrize("estimator", ["basic", "control"])
+@pytest.mark.parametrize("estimator", ["basic", "control", "per-question"])
 def test_graded_rewards_are_taken(tmp_path: Path, estimator: str) -> None:
     train(tmp_path, reward=graded, estimator=estimator, steps=3)
     assert all(0 <= row["accepted"] <= 1 and np.isfinite(row["grad_variance"]) for row in logged(tmp_path))
@@ -186,6 +186,9 @@ def test_memories_outlive_a_checkpoint_with_their_tokens_and_ages(whole: Path) -
     state = json.loads((whole / "TRICE" / "state.json").read_text())
     memory = Memory.from_rows(state)
     assert memory.to_rows() == state
+    rows = logged(whole)
+    assert sum(asked for asked, _ in memory.visits.values()) == 4 * len(rows), "each step asks its minibatch"
+    assert sum(hits for _, hits in memory.visits.values()) == round(sum(4 * row["accepted"] for row in rows))
     assert all(z.reward > 0 and z.born >= -1 and z.tokens > 0 for z in memory.latents.values())
     assert max(z.born for z in memory.latents.values()) >= 0
 

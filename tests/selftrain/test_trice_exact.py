@@ -421,3 +421,9 @@ def test_a_step_of_the_job_has_algorithm_3s_terms() -> None:
     # beta is the others' rate: 0 of 2 for the accepted one, 1 of 2 for each of the rejected.
     assert found == pytest.approx({"20": 1 / 3, "11": 1 / 3, "12": 1 / 3, "21": -1 / 6, "22": -1 / 6})
     assert source.memory.latents[asked[0].key] is new[0] and asked[3].key not in source.memory.latents
+    source = TRICE(minibatch=4, resampled=8, estimator="per-question").source()
+    source.memory = Memory(old, {asked[0].key: (3, 1), asked[1].key: (4, 3)})
+    found = {term.latent.answer: term.weight for term in source.step(lab, 0).terms}
+    # Those rates as one more visit: (1 + 0) / 4, (3 + 1/2) / 5 and, without a past, 1/2.
+    assert found == pytest.approx({"20": 1 / 4, "11": 1 / 3, "12": 1 / 3, "21": -0.7 / 3, "22": -1 / 6})
+    assert [source.memory.visits[q.key] for q in asked] == [(4, 2), (5, 3), (1, 0), (1, 0)]
