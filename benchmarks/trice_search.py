@@ -114,7 +114,8 @@ def main(
     for seed in seed_list(seeds):
         cells = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         there = {c["stage"] for c in cells if c["seed"] == seed}
-        made = [cell for cell in rest_cells(lab, seed) if cell["stage"] not in there]
+        missing = set(STAGES.values()) - there
+        made = [cell for cell in rest_cells(lab, seed) if cell["stage"] in missing] if missing else []
         if name not in there:
             made.append(trice_cell(lab, seed, name, steps, cast(Estimator, estimator)))
         with file.open("a") as lines:

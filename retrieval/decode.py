@@ -6,6 +6,7 @@ import codecs
 import re
 
 from ..models.errors import RestillError
+from ..models.text import well_formed
 
 # UTF-32 first: its mark begins with that of UTF-16.
 _MARKS = (
@@ -92,4 +93,4 @@ def _unmarked_utf16(sample: bytes) -> str | None:
 
 def valid(text: str) -> str:
     """Replace lone surrogates and NULs: JSON escapes and PDF fonts can hold them, UTF-8 and SQLite cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
+    return well_formed(text).replace("\0", "\ufffd")

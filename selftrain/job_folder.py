@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,7 @@ class JobFolder:
             manifest=manifest,
             phases=phases,
             missing={
-                name: _so_far(path, name)
-                for name in planned
-                if name not in phases and not (name == "base/eval" and phases)  # it comes first, or is left out
+                name: _so_far(path, name) for name in planned if name not in phases and not _skipped(name, phases)
             },
             arms=[arm for folder in folders if (arm := _arm(path, folder)) is not None],
             losses={
@@ -138,6 +136,13 @@ def plan(settings: dict[str, Any]) -> list[str]:
     grown = ("rollout", "keep", *ranked, "mixture", "train", "eval")
     every = [f"{folder}/{part}" for folder in folders for part in parts.get(folder, grown)]
     return [name for name in every if scored or not name.endswith("/eval")]
+
+
+def _skipped(name: str, phases: Mapping[str, Any]) -> bool:
+    """Whether a job has gone past a phase without it: the baseline may be left out, earlier versions kept and mixed in
+    one."""
+    folder, _, part = name.partition("/")
+    return (name == "base/eval" and bool(phases)) or (part == "keep" and f"{folder}/mixture" in phases)
 
 
 def arm_name(folder: str) -> str:

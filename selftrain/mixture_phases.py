@@ -34,7 +34,7 @@ class MixturePhases(Phases[AnyMethod]):
             content: the run's hash, and what else ``choose`` depends on besides the method.
 
         Raises:
-            RestillError: none.
+            RestillError: nothing is worth keeping, or the file of an earlier call is damaged.
         """
         path = self.job.out / name / "kept.jsonl"
         settings = {k: v for k, v in self.method.knobs().items() if k not in _AFTER_KEEPING}
@@ -47,8 +47,11 @@ class MixturePhases(Phases[AnyMethod]):
             return {"kept": len(kept), "kept_questions": len({k.key.question for k in kept})}
 
         self.job.phase(f"{name}/keep", {"rollout": content, "method": settings}, work, outputs=[path])
-        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        return [Kept(Key(*row["key"]), row["score"]) for row in rows]
+        try:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            return [Kept(Key(*row["key"]), row["score"]) for row in rows]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RestillError(f"{path} does not say what was kept ({error}); delete it and call again") from None
 
     def rank(self, name: str, run: Run, kept: Sequence[Kept], agent: Agent, ranker: StepRanker) -> Rankings:
         """The ranker's orders over the steps of what is kept, which stay beside the run; the phase tells how they
@@ -99,7 +102,7 @@ class MixturePhases(Phases[AnyMethod]):
             told: how a trajectory is told to the learner.
 
         Raises:
-            RestillError: there is nothing in it to learn.
+            RestillError: there is nothing in it to learn, or the run lost a trajectory.
         """
         path = self.job.out / name / "mixture.jsonl"
         inputs = {
@@ -110,9 +113,10 @@ class MixturePhases(Phases[AnyMethod]):
         }
 
         def taught() -> Iterator[Trajectory]:
-            for found in (run.get(k.key) for k in kept):
-                if found is not None:
-                    yield told(found if rankings is None else rankings.of(found))
+            for k in kept:
+                if (found := run.get(k.key)) is None:
+                    raise RestillError(f"{run.path} lost {k.key.id}; delete {name}/rollout.done.json and call again")
+                yield told(found if rankings is None else rankings.of(found))
 
         def work() -> dict[str, Any]:
             mixture = Mixture.from_trajectories(taught(), scores=[k.score for k in kept], mode=self.method.mode)

@@ -109,7 +109,7 @@ class Pilot:
             raise RestillError(f"noise={self.noise}: only the search agent's expert makes mistakes; give 0")
         return ExpertModel(agent.model.tokenizer, questions, self.script)
 
-    def keep(self, agent: Agent, run: Run, questions: Sequence[Question]) -> list[Kept]:
+    def keep(self, agent: Agent, run: Run | Iterable[Trajectory], questions: Sequence[Question]) -> list[Kept]:
         """Which of its trajectories the pilot is trained on."""
         labelled = any(q.answers for q in questions)
         ranker = GoldRanker() if labelled and not self.noise else CompletedRanker()

@@ -86,7 +86,7 @@ def rerank(
         name: of the file, ``<run>/rankings/<name>.jsonl``; one name, one ranker.
         settings: what the orders depend on (model, adapter hash, seed); another value under this name is refused.
         tokenizer, read: see :func:`.choice.choices`.
-        among: rank only these of them.
+        among: rank only these of them. Orders and ``stats`` are of all that the file holds: ``settings`` should tell.
         batch: trajectories ranked in one call of the ranker, and lost at most when killed.
         out: the file, if it is to lie elsewhere.
         shard: (i, n): rank the i-th of n parts of the questions, for a later call without ``shard`` to take up.

@@ -26,7 +26,7 @@ class ReST:
         samples, temperature: trajectories per question in a generation, and how they are drawn.
         ranker: orders the trajectories of one question; may veto. The paper's own mixture, every completed
             trajectory, is ``CompletedRanker()`` with ``keep_per_question=samples``.
-        step_ranker: orders the samples of each step of what was rolled out; its first choice becomes the target of
+        step_ranker: orders the samples of each step of what is kept; its first choice becomes the target of
             that step, and nothing else changes (off-policy, one pass). Worth it for agents that draw several samples.
         mode: a kept trajectory is one example, or each of its steps is (see ``Mixture.from_trajectories``).
         keep_per_question: the most to keep of one question.

@@ -10,6 +10,7 @@ from typing import Any
 from ..agents.question import Question
 from ..agents.run import Run
 from ..agents.trajectory import Key, Trajectory
+from ..models.errors import RestillError
 from .feedback import VETO, Ranker
 from .files import hash_json
 from .mixture import is_good
@@ -39,6 +40,9 @@ def select(
 
     Args:
         fit: what else a trajectory must be.
+
+    Raises:
+        RestillError: two trajectories have one key.
     """
     found = _by_question(run)
     groups: list[list[Kept]] = []
@@ -80,8 +84,11 @@ def _by_question(run: Run | Iterable[Trajectory]) -> Callable[[str], Iterator[Tr
     if isinstance(run, Run):
         known, get = run.keys(), run.get
     else:
-        known = {t.key: t for t in run}
-        get = known.get
+        listed: dict[Key, Trajectory] = {}
+        for t in run:
+            if listed.setdefault(t.key, t) is not t:
+                raise RestillError(f"two trajectories are {t.id}; select from one run at a time")
+        known, get = set(listed), listed.get
     keys: dict[str, list[Key]] = {}
     for key in sorted(known, key=lambda key: (key.sample, key.agent)):
         keys.setdefault(key.question, []).append(key)

@@ -34,9 +34,9 @@ class TRICE(LatentMethod):
         minibatch: proposals a step, one a question.
         resampled: of up to twice as many terms so many are drawn in proportion to their weights, and trained on.
         estimator: "control" subtracts the proposals' terms (algorithm 3), "basic" does not (algorithm 2). The control
-            variate pays where most proposals are right; below half it costs variance, unless ``resampled`` is twice
-            the minibatch, and where some questions are easy and others hard. "per-question" (not in the paper) weighs
-            each question's term by how often its own proposals were accepted so far.
+            variate pays where most proposals are right. It costs variance below half, unless ``resampled`` is twice
+            the minibatch, and where some questions are easy and others hard. "per-question" (not in the paper) takes
+            each question's own acceptance rate so far, with the others' of this step as one visit more.
         guide: what draws the first memories: the model with the "answer" as a hint, the scripted "expert" (agents with
             tools), a function from a question to a hint, or ``None`` to begin with empty memories.
         guide_samples: tries of the guide a question; the first right one counts. A question on which it never

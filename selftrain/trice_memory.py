@@ -78,6 +78,8 @@ class Memory:
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, Any]) -> Memory:
-        """Read what :meth:`to_rows` gave."""
+        """Read what :meth:`to_rows` gave, in earlier versions the latents alone."""
+        if "visits" not in rows:
+            rows = {"latents": rows, "visits": {}}
         latents = {key: Latent.from_row(row) for key, row in rows["latents"].items()}
         return cls(latents, {key: (asked, hits) for key, (asked, hits) in rows["visits"].items()})

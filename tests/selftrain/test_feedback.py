@@ -124,6 +124,11 @@ def test_selection_keeps_the_best_of_each_question_and_no_duplicates(tmp_path: P
         assert select(GoldRanker(), [QUESTION, other], folder, keep_per_question=3) == kept
 
 
+def test_two_trajectories_of_one_key_are_refused() -> None:
+    with pytest.raises(RestillError, match="one run at a time"):
+        select(GoldRanker(), [QUESTION], [run(answer("London")), run(answer("Rome"))])
+
+
 def test_a_ranker_without_labels_gets_none() -> None:
     class Spy:
         needs_labels = False

@@ -137,6 +137,21 @@ def test_a_trajectory_is_one_example_and_each_replaced_step_one_more(tmp_path: P
     assert set(load_rankings(tmp_path / "job/gen1/rollout/rankings/steps.jsonl").orders) == kept, "no other is ranked"
 
 
+def test_what_was_lost_of_a_job_is_named(tmp_path: Path) -> None:
+    job(tmp_path / "job", None)
+    generation = tmp_path / "job" / "gen1"
+    (generation / "mixture.jsonl").unlink()
+    kept = (generation / "kept.jsonl").read_text()
+    (generation / "kept.jsonl").write_text(kept[:40])
+    with pytest.raises(RestillError, match="does not say what was kept"):
+        job(tmp_path / "job", None)
+    (generation / "kept.jsonl").write_text(kept)
+    for file in (generation / "rollout").glob("trajectories-*.jsonl"):
+        file.write_text("")
+    with pytest.raises(RestillError, match=r"lost .*; delete gen1/rollout\.done\.json"):
+        job(tmp_path / "job", None)
+
+
 def test_mistakes_are_the_search_expert_s_alone(tmp_path: Path) -> None:
     from restill.agents.react import ReActAgent
 

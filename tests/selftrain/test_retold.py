@@ -88,7 +88,8 @@ def test_a_rationale_is_learnt_as_it_was_thought() -> None:
     learner = ReasoningAgent(ScriptedModel([]))
     said = teacher.guided(learner, [asked]).invoke(asked).trajectory
     [kept] = teacher.keep(learner, [said], [asked])
-    assert said.text_only and kept.trajectory.token_ids() == own.token_ids()
+    assert kept.key == said.key and said.text_only
+    assert teacher.told(learner, said).token_ids() == own.token_ids()
 
 
 def test_every_right_run_of_a_teacher_is_kept() -> None:
@@ -101,7 +102,7 @@ def test_every_right_run_of_a_teacher_is_kept() -> None:
 
     runs = [run(0, "I look."), run(1, "I search."), run(2, "I look.")]
     kept = Pilot(teacher=RunnableLambda(str), samples=3).keep(learner, runs, ASKED)
-    assert [k.trajectory.sample for k in kept] == [0, 1]
+    assert [k.key.sample for k in kept] == [0, 1]
 
 
 def test_an_agent_of_another_kind_is_refused() -> None:
