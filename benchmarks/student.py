@@ -5,7 +5,8 @@
 The teacher is SmolLM2-135M, trained on a scripted expert. Its right trajectories teach a nano model that has read
 one-hop questions of other Worlds: once the tokens themselves, once 256 tokens drawn from the teacher's distribution at
 each position. The first of these then goes through one generation of its own. All answer the same held-out questions
-over the same index within the same budgets. Killed at any time, the same command goes on.
+over the same index within the same budgets; OUT/cells.jsonl says which of them each has right. Killed at any time, the
+same command goes on.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from ablation_setup import NANO, PARENT, QUICK_NANO, SMOLLM2, Lab, Scale
+from ablation_setup import NANO, PARENT, QUICK_NANO, SMOLLM2, Lab, Scale, bits
 from rich.console import Console
 from rich.table import Table
 
@@ -125,7 +126,7 @@ def main(
     shown = Table(title=f"{len(school.lab.held_out)} held-out questions; {len(mixture)} trajectories of the teacher")
     for column in ("model", "parameters", "smaller by", "EM %", "of the teacher's", "tokens/s"):
         shown.add_column(column, justify="left" if column == "model" else "right")
-    measures, first = dict[str, float](), None
+    measures, cells, first = dict[str, float](), list[dict[str, Any]](), None
     for name, model in models.items():
         report, speed = school.asked(name, model)
         size = parameter_count(model.checkpoint.config)
@@ -140,6 +141,9 @@ def main(
             f"{speed:.0f}",
         )
         measures |= {f"{name}: parameters": size, f"{name}: em": report.em, f"{name}: tokens/s": speed}
+        right = bits([row.em for row in report.rows])
+        cells.append({"model": name, "parameters": size, "trajectories": len(mixture), "right": right, "speed": speed})
+    (out / "cells.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
     Console(width=120).print(shown)
     if json_out:
         json_out.write_text(json.dumps(measures, indent=1))
