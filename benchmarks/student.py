@@ -76,8 +76,10 @@ class Lessons:
         """A student that has learnt from its own right trajectories over the same questions."""
         lab = self.nursery
         agent = lab.agent(lab.model(str(student)), lab.search)
-        keep = RandomRanker() if self.quick else GoldRanker()
-        method = ReST(samples=4, ranker=keep, keep_per_question=4, start="base", train=lab.scale.tune, pilot=None)
+        keep, samples = (RandomRanker(), 1) if self.quick else (GoldRanker(), 4)
+        method = ReST(
+            samples=samples, ranker=keep, keep_per_question=samples, start="base", train=lab.scale.tune, pilot=None
+        )
         report = improve(agent, lab.train, out=self.out / "grown", method=method, deadline=None, progress=True)
         agent.model.close()
         assert report.adapter is not None
