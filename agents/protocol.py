@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..models.text import well_formed
 from .grammar import FINISH_SCHEMA, finish_grammar, grammar
 from .observation import render_observation
 from .prompt import EXAMPLES, few_shot_messages, question_text, system_prompt
@@ -112,7 +113,7 @@ def _read_object(text: str) -> tuple[dict[str, Any], int, str | None]:
         return {}, 0, f"the arguments are not valid JSON: {reason}"
     if _depth_exceeds(value, MAX_DEPTH):
         return {}, 0, "the arguments are nested too deeply"
-    if not _well_formed(text[:end], value):
+    if well_formed(said := json.dumps(value, ensure_ascii=False)) != said:  # no log and no tokenizer takes such text
         return {}, 0, "the arguments hold a broken Unicode escape"
     return value, end, None
 
@@ -137,17 +138,6 @@ def _depth_exceeds(value: Any, limit: int) -> bool:
         level = [c for v in level for c in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
         if not level:
             return False
-    return True
-
-
-def _well_formed(source: str, value: Any) -> bool:
-    """False when a string holds half of a surrogate pair, which no log and no tokenizer takes."""
-    if "\\u" not in source and not any("\ud800" <= c <= "\udfff" for c in source):
-        return True
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
     return True
 
 

@@ -151,9 +151,9 @@ class Run:
 
     # -- reading
 
-    def keys(self) -> set[Key]:
-        """Keys of every trajectory, whatever its status."""
-        return set(self._entries)
+    def keys(self, *statuses: str) -> set[Key]:
+        """Keys of every trajectory, or of those with one of these statuses; none is read."""
+        return {key for key, entry in self._entries.items() if not statuses or entry.status in statuses}
 
     def needs(self, key: Key, *, retry: bool = False) -> bool:
         """Whether a key is still to be run: missing, cancelled, or failed for the first time (with ``retry``, ever)."""

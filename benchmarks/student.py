@@ -144,7 +144,7 @@ def main(
         )
         measures |= {f"{name}: parameters": size, f"{name}: em": report.em, f"{name}: tokens/s": speed}
         right = bits([row.em for row in report.rows])
-        cells.append({"model": name, "parameters": size, "trajectories": len(mixture), "right": right, "speed": speed})
+        cells.append({"model": name, "parameters": size, "right": right, "speed": speed})
     (out / "cells.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
     Console(width=120).print(shown)
     if json_out:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def rerank(
     settings: Mapping[str, Any] | None = None,
     tokenizer: ChatTokenizer | None = None,
     read: Reader | None = None,
-    among: Collection[Key] | None = None,
+    among: Set[Key] | None = None,
     batch: int = 32,
     out: Path | None = None,
     shard: tuple[int, int] | None = None,
@@ -110,7 +110,8 @@ def rerank(
     parts = sorted(whole.parent.glob(f"{name}-*-of-*.part")) if shard is None else []
     done, *ranked = [_rows_of(file, identity) for file in (path, *parts)]
     ready = {key: row for rows in ranked for key, row in rows.items()}
-    wanted = [key for key in _completed(run) if among is None or key in among]
+    completed = run.keys("answered", "budget")
+    wanted = sorted(completed if among is None else completed & among)
     waiting = [key for key in wanted if key not in done and in_shard(key.question, part)]
     path.parent.mkdir(parents=True, exist_ok=True)
     if waiting:
@@ -146,11 +147,6 @@ def load_rankings(path: Path) -> Rankings:
 
 def _rankings(rows: Mapping[Key, Mapping[str, Any]]) -> Rankings:
     return Rankings({key: row["orders"] for key, row in rows.items()}, _stats(list(rows.values())))
-
-
-def _completed(run: Run) -> list[Key]:
-    listed = [t.key for status in ("answered", "budget") for t in run.filter(status=status)]
-    return sorted(listed)
 
 
 def _rank(
