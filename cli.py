@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated, Any
@@ -71,6 +72,7 @@ app.command("eval")(jobs.evaluate)
 app.command("eval-retrieval")(eval_retrieval.eval_retrieval)
 app.command()(ask.show)
 app.command()(data.world)
+app.command()(data.task)
 
 
 def _version(wanted: bool) -> None:
@@ -93,8 +95,21 @@ def _root(
     pass
 
 
+class _Warn(logging.Handler):
+    """Says what restill logs as the other warnings are said."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        from .console import warn
+
+        warn(record.getMessage())
+
+
 def main() -> None:
     """Run the command line; the entry point of the ``restill`` script."""
+    log = logging.getLogger("restill")
+    log.addHandler(_Warn(logging.WARNING))
+    log.propagate = False  # libraries give the root handlers of their own
     app()
 
 

@@ -13,9 +13,9 @@ import typer
 from ..models.errors import RestillError
 from .common import (
     DEFAULT_MODEL,
-    STARTER,
     AdapterOption,
     AgentOption,
+    DemonstrationsOption,
     DocsOption,
     FewShotOption,
     FollowOption,
@@ -31,9 +31,12 @@ from .common import (
     SeedOption,
     StepsOption,
     TemperatureOption,
+)
+from .making import (
+    STARTER,
     chosen_adapter,
     make_agent,
-    open_retriever,
+    open_search,
     opened_model,
 )
 
@@ -57,6 +60,7 @@ def ask(
     steps: StepsOption = None,
     seconds: SecondsOption = 60.0,
     few_shot: FewShotOption = None,
+    demonstrations: DemonstrationsOption = None,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -71,7 +75,7 @@ def ask(
     if not question.strip():
         raise RestillError("the question is empty; write what to find out")
     chosen = chosen_adapter(adapter, model, STARTER if agent == "react" else None)
-    retriever = open_retriever(index, docs, k, mode, progress=not json)
+    retriever = open_search(agent, index, docs, k, mode, progress=not json)
     with opened_model(model, chosen, precision, slots=1) as chat:
         asked = make_agent(
             chat,
@@ -82,6 +86,7 @@ def ask(
             seconds=seconds,
             follow=follow,
             few_shot=few_shot,
+            demonstrations=demonstrations,
             temperature=temperature,
             seed=seed,
         )

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from ..models.errors import RestillError
-from .common import JsonOption, SeedOption, fetch, print_json
+from .common import (
+    JsonOption,
+    SeedOption,
+    print_json,
+)
+from .making import (
+    fetch,
+)
 
 
 def pull(
@@ -124,3 +131,34 @@ def world(
         questions = f"{len(made.train)} training and {len(made.heldout)} held-out questions"
         text = f"{len(made.documents)} documents, {questions}, written to {out}"
         stdout().print(text, markup=False, soft_wrap=True)
+
+
+def task(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="chains, gsm8k or bbh.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Of gsm8k: its JSONL; of bbh: the JSON of a task.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("task"),
+    train: Annotated[int, typer.Option(min=0, help="Training questions.")] = 150,
+    heldout: Annotated[int, typer.Option(min=0, help="Held-out questions.")] = 100,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Questions for --agent reason: chains of sums from a seed, or drawn from a file of GSM8K or BIG-Bench Hard.
+
+    Writes train.jsonl, heldout.jsonl and demonstrations.jsonl, without a question twice. Those of bbh are from
+    TASK.cot_prompt.txt beside the file, where it is. The same seed gives the same bytes.
+    """
+    from ..agents.question import write_questions
+    from ..console import stdout
+    from ..selftrain.tasks import make_task
+
+    made = make_task(name, file, train=train, held_out=heldout, seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    for part, listed in made.items():
+        write_questions(out / f"{part}.jsonl", listed)
+    if json:
+        print_json({"task": str(out), **{part: len(listed) for part, listed in made.items()}})
+    else:
+        counts = ", ".join(f"{len(listed)} in {part}.jsonl" for part, listed in made.items())
+        stdout().print(f"{out}: {counts}", markup=False, soft_wrap=True)

@@ -14,8 +14,10 @@ from .common import (
     JsonOption,
     ModelOption,
     SeedOption,
-    fetch,
     print_json,
+)
+from .making import (
+    fetch,
 )
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ..models.errors import RestillError
 from .common import (
     DEFAULT_MODEL,
     AdapterOption,
     AgentOption,
     Bf16Option,
     ConcurrencyOption,
+    DemonstrationsOption,
     DeterministicOption,
     DocsOption,
     FewShotOption,
@@ -32,18 +32,19 @@ from .common import (
     SeedOption,
     StepsOption,
     TemperatureOption,
-    make_agent,
-    open_retriever,
-    opened_model,
     print_json,
 )
 from .jobs import QuestionsArgument
+from .making import (
+    make_agent,
+    open_search,
+    opened_model,
+)
+from .methods import REST, make_latent, make_pilot, make_rest, make_step_ranker, refuse_foreign
 from .report import page_of
 from .workers import RayOption, ShardOption, WorkersOption, spread, to_shard
 
-if TYPE_CHECKING:
-    from ..selftrain.rest import ReST
-    from ..selftrain.step_rankers import StepRanker
+_L = "Method trice and its rivals"
 
 
 def improve(
@@ -54,12 +55,23 @@ def improve(
         Path | None,
         typer.Option("--eval", help="Held-out questions with answers; without, nothing is scored."),
     ] = None,
-    method: Annotated[str, typer.Option(help="rest: keep the best of several trajectories, train, repeat.")] = "rest",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="rest: keep the best of several trajectories, train, repeat. trice: train while drawing; a question "
+            "holds one right trajectory, which moves as a Markov chain. Its rivals: star, rejection, filtered; for "
+            "--agent reason also reference (the questions' own rationales) and direct (the answer alone)."
+        ),
+    ] = REST,
     generations: Annotated[int, typer.Option(min=0, help="Rounds of rollout and training.")] = 1,
     pilot: Annotated[
-        int,
-        typer.Option(min=0, help="Questions that a guide shows how to answer before round 1; 0 for none."),
-    ] = 100,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Questions that a guide shows how to answer before all else; by default 100 with --method rest and an "
+            "agent that searches, else none.",
+        ),
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(help="Let this model show it instead, a local one or http://HOST:PORT/v1#NAME."),
@@ -104,6 +116,23 @@ def improve(
         bool, typer.Option("--control", help="Also train on equally many trajectories drawn at random.")
     ] = False,
     baseline: Annotated[bool, typer.Option(help="Also score the model as it is.")] = True,
+    updates: Annotated[int, typer.Option(min=1, help="Optimiser steps.", rich_help_panel=_L)] = 60,
+    minibatch: Annotated[int, typer.Option(min=1, help="Questions drawn for at a step.", rich_help_panel=_L)] = 32,
+    resampled: Annotated[int, typer.Option(min=1, help="Trajectories trained on at a step.", rich_help_panel=_L)] = 16,
+    estimator: Annotated[
+        str, typer.Option(help="Of trice's gradient: control, basic or per-question.", rich_help_panel=_L)
+    ] = "control",
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            help="What writes trice's first memories: the scripted expert (of agents that search), answer (the model, "
+            "shown what is right; of --agent reason) or none.",
+            rich_help_panel=_L,
+        ),
+    ] = None,
+    eval_every: Annotated[
+        int, typer.Option(min=0, help="Steps between points of a learning curve; 0: none.", rich_help_panel=_L)
+    ] = 0,
     model: ModelOption = DEFAULT_MODEL,
     adapter: AdapterOption = None,
     precision: PrecisionOption = "auto",
@@ -118,6 +147,7 @@ def improve(
     steps: StepsOption = None,
     seconds: SecondsOption = 60.0,
     few_shot: FewShotOption = None,
+    demonstrations: DemonstrationsOption = None,
     concurrency: ConcurrencyOption = None,
     seed: SeedOption = 0,
     limit: LimitOption = None,
@@ -136,43 +166,51 @@ def improve(
     from ..console import stderr, stdout
     from ..selftrain.improve import improve as run_improve
     from ..selftrain.report import Report
+    from ..selftrain.trainer import TrainConfig
 
+    refuse_foreign(context, method)
     part = to_shard(shard)
     if spread(context, shard, workers, ray):
         report = Report.load(out)
     else:
         slots = min(16, concurrency or 16)
         with nullcontext() if teacher is None else opened_model(teacher, None, precision, slots) as shown:
-            recipe = _method(
-                method,
-                generations=generations,
-                pilot=pilot,
-                teacher=shown,
-                ranker=ranker,
-                step_ranker=_step_ranker(step_ranker, agent, model, deterministic),
-                noise=noise,
-                samples=samples,
-                temperature=temperature,
-                start=start,
-                replay=replay,
-                mode="step" if per_step else "trajectory",
-                train={
-                    "epochs": epochs,
-                    "row_length": row_length,
-                    "frozen_layers": frozen_layers,
-                    "method": "full" if full else "lora",
-                    "precision": "bf16" if bf16 else "f32",
-                    "checkpoint_seconds": checkpoint_seconds,
-                },  # fmt: skip
-            )
+            shared: dict[str, Any] = {
+                "start": start,
+                "samples": samples,
+                "pilot": make_pilot(method, agent, pilot, noise, shown),
+                "train": TrainConfig(
+                    epochs=epochs,
+                    row_length=row_length,
+                    frozen_layers=frozen_layers,
+                    method="full" if full else "lora",
+                    precision="bf16" if bf16 else "f32",
+                    checkpoint_seconds=checkpoint_seconds,
+                ),
+            }  # fmt: skip
+            if method == REST:
+                recipe = make_rest(
+                    generations=generations,
+                    ranker=ranker,
+                    step_ranker=make_step_ranker(step_ranker, agent, model, deterministic),
+                    temperature=temperature,
+                    replay=replay,
+                    mode="step" if per_step else "trajectory",
+                    **shared,
+                )
+            else:
+                recipe = make_latent(
+                    context, method, agent=agent, guide=guide, estimator=estimator, steps=updates,
+                    minibatch=minibatch, resampled=resampled, eval_every=eval_every, slots=slots, **shared,
+                )  # fmt: skip
             asked = read_questions(questions, limit=limit)
             held_out = read_questions(eval) if eval is not None else None
-            retriever = open_retriever(index, docs, k, mode, progress=not json)
+            retriever = open_search(agent, index, docs, k, mode, progress=not json)
             with opened_model(model, adapter, precision, slots, deterministic) as chat:
                 report = run_improve(
                     make_agent(
                         chat, retriever, agent=agent, format=format, steps=steps, seconds=seconds, follow=follow,
-                        few_shot=few_shot, seed=seed,
+                        few_shot=few_shot, seed=seed, demonstrations=demonstrations,
                     ),
                     asked,
                     out=out,
@@ -198,44 +236,3 @@ def improve(
     made = "model:  " if full else "adapter:"
     where = f"{made} {report.adapter}\nreport:  {out / 'report.json'}\npage:    {page}"
     stdout().print(where, markup=False, soft_wrap=True)
-
-
-def _method(
-    name: str, *, samples: int, pilot: int, teacher: Any, noise: float, ranker: str, train: dict[str, Any], **knobs: Any
-) -> ReST:
-    from ..selftrain.feedback import CompletedRanker, GoldRanker, LikelihoodRanker
-    from ..selftrain.pilot import Pilot
-    from ..selftrain.rest import ReST
-    from ..selftrain.trainer import TrainConfig
-
-    rankers = {"gold": GoldRanker, "likelihood": LikelihoodRanker, "completed": CompletedRanker}
-    if name != "rest":
-        raise RestillError(f"--method {name!r} is unknown; use rest")
-    if ranker not in rankers:
-        raise RestillError(f"--ranker {ranker!r} is unknown; use {' or '.join(rankers)}")
-    return ReST(
-        samples=samples,
-        ranker=rankers[ranker](),
-        keep_per_question=samples if ranker == "completed" else 1,
-        pilot=Pilot(questions=pilot, noise=noise, teacher=teacher) if pilot else None,
-        train=TrainConfig(**train),
-        **knobs,
-    )
-
-
-def _step_ranker(name: str | None, agent: str, model: str, deterministic: bool) -> StepRanker | None:
-    from ..selftrain.ranker_adapter import AdapterStepRanker
-    from ..selftrain.step_rankers import GoldStepRanker, RandomStepRanker
-
-    known = {"gold": GoldStepRanker, "random": RandomStepRanker}
-    if name is None:
-        return None
-    if agent != "search":
-        raise RestillError(
-            f"--step-ranker {name} orders the samples of a step, and --agent {agent} draws one; add --agent search"
-        )
-    if name in known:
-        return known[name]()
-    from ..models.chat import JaxChatModel
-
-    return AdapterStepRanker(model=JaxChatModel.from_pretrained(model, adapter=name, deterministic=deterministic))

@@ -13,6 +13,7 @@ from .common import (
     AdapterOption,
     AgentOption,
     ConcurrencyOption,
+    DemonstrationsOption,
     DeterministicOption,
     DocsOption,
     FewShotOption,
@@ -30,10 +31,12 @@ from .common import (
     SeedOption,
     StepsOption,
     TemperatureOption,
-    make_agent,
-    open_retriever,
-    opened_model,
     print_json,
+)
+from .making import (
+    make_agent,
+    open_search,
+    opened_model,
 )
 from .workers import RayOption, ShardOption, WorkersOption, spread, to_shard
 
@@ -64,6 +67,7 @@ def rollout(
     steps: StepsOption = None,
     seconds: SecondsOption = 60.0,
     few_shot: FewShotOption = None,
+    demonstrations: DemonstrationsOption = None,
     temperature: TemperatureOption = 0.0,
     samples: SamplesOption = 1,
     concurrency: ConcurrencyOption = None,
@@ -87,7 +91,7 @@ def rollout(
         run = Run.open(out)
     else:
         asked, part = read_questions(questions, limit=limit), to_shard(shard)
-        retriever = open_retriever(index, docs, k, mode, progress=not json)
+        retriever = open_search(agent, index, docs, k, mode, progress=not json)
         with opened_model(model, adapter, precision, min(16, concurrency or 16), deterministic) as chat:
             made = make_agent(
                 chat,
@@ -98,6 +102,7 @@ def rollout(
                 seconds=seconds,
                 follow=follow,
                 few_shot=few_shot,
+                demonstrations=demonstrations,
                 temperature=temperature,
                 seed=seed,
             )
@@ -139,6 +144,7 @@ def evaluate(
     steps: StepsOption = None,
     seconds: SecondsOption = 60.0,
     few_shot: FewShotOption = None,
+    demonstrations: DemonstrationsOption = None,
     temperature: TemperatureOption = 0.0,
     samples: SamplesOption = 1,
     concurrency: ConcurrencyOption = None,
@@ -161,7 +167,7 @@ def evaluate(
 
     base = None if judge is None else _judge_base(judge)
     asked = read_questions(questions, limit=limit)
-    retriever = open_retriever(index, docs, k, mode, progress=not json)
+    retriever = open_search(agent, index, docs, k, mode, progress=not json)
     with opened_model(model, adapter, precision, min(16, concurrency or 16), deterministic) as chat:
         made = make_agent(
             chat,
@@ -172,6 +178,7 @@ def evaluate(
             seconds=seconds,
             follow=follow,
             few_shot=few_shot,
+            demonstrations=demonstrations,
             temperature=temperature,
             seed=seed,
         )

@@ -10,17 +10,19 @@ import typer
 from ..models.errors import RestillError
 from .common import (
     DEFAULT_MODEL,
-    WRITER,
     DeterministicOption,
     IndexOption,
     JsonOption,
     ModelOption,
     PrecisionOption,
     SeedOption,
+    print_json,
+)
+from .making import (
+    WRITER,
     chosen_adapter,
     open_retriever,
     opened_model,
-    print_json,
 )
 
 

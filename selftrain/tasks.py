@@ -98,6 +98,43 @@ def split(questions: Sequence[Question], train: int, held_out: int, *, seed: int
     return drawn[:train], drawn[train:]
 
 
+SHOWN = 3
+"""Demonstrations of a task; BBH's prompts hold as many."""
+
+
+def make_task(
+    name: str, file: str | os.PathLike[str] | None = None, *, train: int, held_out: int, seed: int = 0
+) -> dict[str, list[Question]]:
+    """A task by name: chains, or gsm8k or bbh from a file.
+
+    Returns:
+        "train" and "heldout" questions and "demonstrations", which have rationales; none twice.
+
+    Raises:
+        RestillError: no such task, a file that is missing, of another form or too short, or one that is not needed.
+    """
+    if name not in ("chains", "gsm8k", "bbh"):
+        raise RestillError(f"there is no task {name!r}; use chains, gsm8k or bbh")
+    if (name == "chains") != (file is None):
+        raise RestillError("task chains needs no file" if file else f"task {name} needs its file; download it first")
+    if file is None:
+        made = arithmetic_chains(train + held_out + SHOWN, seed=seed)
+        parts = made[:train], made[train : train + held_out], made[train + held_out :]
+    elif name == "gsm8k":
+        drawn, told_out = split(read_gsm8k(file), train + SHOWN, held_out, seed=seed)
+        parts = drawn[SHOWN:], told_out, drawn[:SHOWN]
+    else:
+        prompt = Path(file).with_name(f"{Path(file).stem}.cot_prompt.txt")
+        shown = read_bbh_prompt(prompt) if prompt.is_file() else []
+        told = [
+            Question(id=f"shown-{n}", question=asked, metadata={"rationale": rationale})
+            for n, (asked, rationale) in enumerate(shown)
+        ]
+        fresh = [q for q in read_bbh(file) if q.question not in dict(shown)]
+        parts = *split(fresh, train, held_out, seed=seed), told
+    return dict(zip(("train", "heldout", "demonstrations"), map(list, parts), strict=True))
+
+
 def arithmetic_chains(
     count: int, *, seed: int = 0, steps: tuple[int, int] = (2, 4), largest: int = 9, avoid: Sequence[Question] = ()
 ) -> list[Question]:

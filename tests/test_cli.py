@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from restill import Run, read_questions
 from restill.cli import app
-from restill.commands.common import open_retriever
+from restill.commands.making import open_retriever
+from restill.commands.methods import LATENT
 from restill.models.errors import RestillError
 from restill.models.testing import save_tiny, save_tiny_encoder
 
@@ -28,6 +29,7 @@ COMMANDS = [
     "eval-retrieval",
     "show",
     "world",
+    "task",
 ]
 QUICK = ["--few-shot", "0", "--steps", "1", "--seconds", "60"]
 STEADY = [*QUICK, "--deterministic"]  # few programs to compile
@@ -128,7 +130,7 @@ def test_follow_gives_the_agent_a_second_tool(place):
 
 def test_ask_reads_documents_into_memory(place, monkeypatch):
     monkeypatch.setattr("restill.retrieval.retriever.DEFAULT_ENCODER", str(place / "encoder"))
-    monkeypatch.setattr("restill.commands.common.fetch", lambda names: {})
+    monkeypatch.setattr("restill.commands.making.fetch", lambda names: {})
     monkeypatch.delenv("RESTILL_INDEX")
     result = CliRunner().invoke(app, ["ask", "Who?", "--docs", str(place / "docs"), *QUICK, "--json"])
     assert json.loads(result.stdout)["trajectory"]["question"] == "Who?"
@@ -262,6 +264,37 @@ def test_improve_trains_a_pilot_and_resumes(place, tmp_path):
     assert str(tmp_path / "page.html") in told and (tmp_path / "page.html").read_text().count('class="case"') == 1
 
 
+def test_trice_trains_an_agent_that_only_thinks(place, tmp_path):
+    told = json.loads(run("task", "chains", "--out", tmp_path, "--train", 6, "--heldout", 2, "--json").stdout)
+    assert (told["train"], told["heldout"], told["demonstrations"]) == (6, 2, 3)
+    thinks = ["--agent", "reason", "--demonstrations", tmp_path / "demonstrations.jsonl", "--seconds", 60]
+    args = ["improve", tmp_path / "train.jsonl", "--out", tmp_path / "job", "--eval", tmp_path / "heldout.jsonl"]
+    args += ["--method", "trice", "--updates", 2, "--minibatch", 3, "--estimator", "basic", "--row-length", 512]
+    args += [*thinks, "--few-shot", 1, "--deterministic", "--json"]
+    report = json.loads(run(*args).stdout)
+    assert [arm["name"] for arm in report["arms"]] == ["base", "TRICE"]
+    made = report["method"]
+    assert (made["steps"], made["minibatch"], made["estimator"], made["guide"]) == (2, 3, "basic", "answer")
+    assert made["pilot"] is None and made["max_context"] == 512
+    assert (tmp_path / "job" / "TRICE" / "guide").is_dir() and json.loads(run(*args).stdout) == report
+    trained = ["--adapter", report["adapter"], *thinks, "--deterministic"]
+    scored = json.loads(run("eval", tmp_path / "heldout.jsonl", *trained, "--json").stdout)
+    assert scored["questions"] == 2
+    assert "method.steps: 2 there, 3 now" in run(*args, "--updates", 3, code=1).stderr
+
+
+def test_every_method_has_a_name_on_the_command_line(monkeypatch, place):
+    asked = []
+    monkeypatch.setattr("restill.selftrain.improve.improve", lambda *_, method, **__: asked.append(method) or 1 / 0)
+    for name, options in {**dict.fromkeys(LATENT, ["--updates", 2]), "rest": []}.items():
+        args = ["improve", place / "questions.jsonl", "--out", place / "none", "--agent", "reason", "--method", name]
+        result = CliRunner().invoke(app, [str(arg) for arg in (*args, *options)])
+        assert isinstance(result.exception, ZeroDivisionError), result.stderr
+    names = ["TRICE", "STaR", "RejectionSampling", "FilteredSFT", "ReferenceSFT", "DirectAnswer", "ReST"]
+    assert [type(method).__name__ for method in asked] == names
+    assert all(method.pilot is None for method in asked) and asked[0].steps == 2 and asked[1].rounds == 2
+
+
 def test_passages_in_square_brackets_are_not_taken_for_markup(place):
     from rich.console import Console
 
@@ -297,6 +330,20 @@ BAD = [
     (["eval", "{place}/questions.jsonl", "--judge", "starter"], "no judge adapter"),
     (["improve", "missing.jsonl", "--out", "{empty}/j"], "missing.jsonl"),
     (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--step-ranker", "gold"], "add --agent search"),
+    (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--method", "grpo"], "use rest, trice"),
+    (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--updates", "3"], "--updates is an option of"),
+    (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--method", "trice", "--replay"], "--replay is"),
+    (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--pilot", "0", "--noise", "0.1"], "--noise"),
+    (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--start", "x"], "start='x'"),
+    (["ask", "Who?", "--agent", "reason", "--docs", "{place}"], "leave out --docs"),
+    (["ask", "Who?", "--agent", "reason", "--steps", "2"], "leave out --steps"),
+    (["ask", "Who?", "--agent", "reason", "--demonstrations", "{place}/questions.jsonl"], "has no `rationale`"),
+    (["ask", "Who?", "--demonstrations", "{place}/questions.jsonl"], "--agent reason, not of react"),
+    (["ask", "Who?", "--agent", "other"], "react, search or reason"),
+    (["task", "sums"], "use chains, gsm8k or bbh"),
+    (["task", "gsm8k"], "needs its file"),
+    (["task", "chains", "{place}/questions.jsonl"], "needs no file"),
+    (["task", "gsm8k", "{place}/questions.jsonl"], "line 1 is no GSM8K question"),
     (["show", "missing"], "no run"),
     (["world", "--out", "{empty}/w", "--entities", "10", "--train", "5000"], "entities"),
 ]

@@ -87,6 +87,6 @@ def test_bad_input_is_named(place, tmp_path):
 
 
 def test_documents_may_be_urls(place, monkeypatch):
-    monkeypatch.setattr("restill.commands.common.fetch", lambda names: None)
+    monkeypatch.setattr("restill.commands.making.fetch", lambda names: None)
     url = "http://127.0.0.1:1/page"  # no public address: refused before anything is sent
     assert url in run(place / "questions.jsonl", "--docs", url, code=1).stderr.replace("\n", "")

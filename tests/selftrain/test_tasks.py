@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from restill.agents.reason import read_answer
 from restill.models.errors import RestillError
 from restill.selftrain.rewards import same_answer
-from restill.selftrain.tasks import arithmetic_chains, read_bbh, read_bbh_prompt, read_gsm8k, split
+from restill.selftrain.tasks import arithmetic_chains, make_task, read_bbh, read_bbh_prompt, read_gsm8k, split
 
 
 @given(st.integers(0, 1000), st.integers(1, 5), st.integers(0, 3), st.integers(1, 30))
@@ -87,3 +87,21 @@ def test_a_split_has_no_overlap() -> None:
     assert len(train) == 20 and len(held_out) == 10 and not {q.id for q in train} & {q.id for q in held_out}
     with pytest.raises(RestillError, match=r"not 25 \+ 10"):
         split(pool, 25, 10)
+
+
+def test_a_task_has_no_question_twice(tmp_path: Path) -> None:
+    told = [{"question": f"How many {n}?", "answer": f"There are {n}.\n#### {n}"} for n in range(20)]
+    (tmp_path / "gsm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    rows = [{"input": f"not True is {n}", "target": str(n)} for n in range(20)]
+    (tmp_path / "logic.json").write_text(json.dumps({"examples": rows}))
+    (tmp_path / "logic.cot_prompt.txt").write_text("Q: not True is 7\nA: So the answer is 7.\n")
+    sources = {"chains": (None, 3), "gsm8k": (tmp_path / "gsm.jsonl", 3), "bbh": (tmp_path / "logic.json", 1)}
+    for name, (file, shown) in sources.items():
+        made = make_task(name, file, train=9, held_out=7, seed=2)
+        assert [len(made[part]) for part in ("train", "heldout", "demonstrations")] == [9, 7, shown]
+        listed = [q for part in made.values() for q in part]
+        assert len({q.question for q in listed}) == len(listed)
+        assert made == make_task(name, file, train=9, held_out=7, seed=2)
+        assert all(read_answer(q.metadata["rationale"]) for q in made["demonstrations"])
+    with pytest.raises(RestillError, match="there are 19 questions, not 15 \\+ 7"):
+        make_task("bbh", tmp_path / "logic.json", train=15, held_out=7)
