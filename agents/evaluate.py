@@ -16,7 +16,7 @@ from .evidence import LOSSES, Loss, evidence_recall, lost_to
 from .question import Question
 from .rollout import rollout
 from .run import Run
-from .scores import exact_match, f1, normalise
+from .scores import exact_match, f1, match, normalise
 from .trajectory import Key, Trajectory
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class EvalReport(BaseModel):
     """Scores of one agent over a set of questions; shares lie between 0 and 1.
 
     Attributes:
-        em: exact match of all answers, forced ones included; ``em_unforced`` counts those as wrong.
+        em: exact match (:func:`.scores.match`), forced answers included; ``em_unforced`` counts those as wrong.
         answered: share that ended with ``finish`` within the budget.
         forced: share whose answer was drawn after the budget had run out.
         tool_calls: calls per trajectory, of any tool.
@@ -208,7 +208,7 @@ def score_run(run: Run, questions: Sequence[Question], *, agent: str, samples: i
 
 
 def _row(question: Question, trajectories: list[Trajectory], samples: int) -> EvalRow:
-    scores = [exact_match(t.answer, question.answers) for t in trajectories]
+    scores = [match(t, question.answers) for t in trajectories]
     recalls = [recall for t in trajectories if (recall := evidence_recall(question, t)) is not None]
     return EvalRow(
         key=question.key,

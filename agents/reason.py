@@ -18,10 +18,11 @@ from .episode import MIN_TURN, Episode, cut_off
 from .plan import Plan, derive_seed
 from .prompt import Message
 from .question import Question
+from .scores import REASONING
 from .trajectory import Action, Observation, Step
 from .transcript import ChatTranscript, open_transcript
 
-PROTOCOL = "reason-1"
+PROTOCOL = f"{REASONING}1"
 INSTRUCTION = 'Think step by step. End with one sentence: "The answer is ...".'
 _SAYS = re.compile(r"the answer is:?", re.IGNORECASE)
 
@@ -102,6 +103,7 @@ class ReasoningAgent(Agent):
         instruction: stands before the question.
         hint: text shown under the question and never stored, such as :func:`answer_hint`.
         step_tokens: longest rationale.
+        seconds: when the rationale is cut short.
 
     Raises:
         RestillError: a demonstration without an answer, or a number out of range.
@@ -112,6 +114,7 @@ class ReasoningAgent(Agent):
 
     demonstrations: tuple[tuple[str, str], ...]
     instruction: str
+    seconds: float | None
 
     def __init__(
         self,
@@ -124,10 +127,13 @@ class ReasoningAgent(Agent):
         hint: Callable[[Question], str] | None = None,
         instruction: str = INSTRUCTION,
         step_tokens: int = 256,
+        seconds: float | None = None,
     ) -> None:
         pairs = tuple((str(asked), str(rationale)) for asked, rationale in demonstrations)
         if len(pairs) > self.most_examples:
             raise RestillError(f"{len(pairs)} demonstrations: give at most {self.most_examples}")
+        if few_shot is not None and few_shot > len(pairs):
+            raise RestillError(f"few_shot={few_shot}: there are {len(pairs)} demonstrations")
         for asked, rationale in pairs:
             if read_answer(rationale) is None:
                 raise RestillError(f'the demonstration of {asked!r:.60} does not end with "The answer is ..."')
@@ -141,7 +147,8 @@ class ReasoningAgent(Agent):
             hint=hint,
             step_tokens=step_tokens,
             tools=(),
-            budget=Budget(steps=1, seconds=None),
+            seconds=seconds,
+            budget=Budget(steps=1, seconds=seconds),
             constrained=False,
             observation_tokens=16,
         )

@@ -1,4 +1,4 @@
-"""Exact match and F1 as SQuAD and HotpotQA define them."""
+"""Exact match and F1 as SQuAD and HotpotQA define them; what is the same answer to a sum."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .trajectory import Trajectory
+
+REASONING = "reason-"
+"""How the protocols of agents that only think begin."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_LETTER = re.compile(r"\(?([A-Z])\)?")
+_NUMBER = re.compile(
+    r"(?P<sign>[-+]?\$?|\$[-+])\s?(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)\s?%?"
+)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -21,6 +32,31 @@ def exact_match(prediction: str | None, golds: Sequence[str]) -> float:
     if prediction is None:
         return 0.0
     return float(any(normalise(prediction) == normalise(gold) for gold in golds))
+
+
+def same_answer(said: str, golds: Sequence[str]) -> bool:
+    """Exact match as SQuAD has it, but "-5" is not "5", "1,000" is "1000.0", "1, 2" is not "12", the option "(A)" is no
+    article, and marks are compared where there is nothing else."""
+    return canonical(said) in {canonical(gold) for gold in golds}
+
+
+def canonical(text: str) -> str:
+    """One spelling for answers that are the same: of a number, an option's letter, or words."""
+    text = text.strip()
+    if (option := _LETTER.fullmatch(text)) is not None:
+        return option[1]
+    if (number := _NUMBER.fullmatch(text)) is not None:
+        whole, _, part = number["digits"].replace(",", "").partition(".")
+        value = f"{whole.lstrip('0') or '0'}.{part.rstrip('0')}".rstrip(".")
+        return f"#-{value}" if "-" in number["sign"] and value != "0" else f"#{value}"  # words hold no "#"
+    return normalise(text) or text
+
+
+def match(trajectory: Trajectory, golds: Sequence[str]) -> float:
+    """Exact match of a trajectory's answer; of an agent that only thinks as :func:`same_answer` has it."""
+    if trajectory.answer is None or not trajectory.protocol.startswith(REASONING):
+        return exact_match(trajectory.answer, golds)
+    return float(same_answer(trajectory.answer, golds))
 
 
 def f1(prediction: str | None, golds: Sequence[str]) -> float:

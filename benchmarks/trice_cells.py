@@ -13,13 +13,14 @@ from restill.agents.evaluate import EvalReport
 from restill.agents.reason import answer_hint
 from restill.models.checkpoint.load import Checkpoint, load_decoder
 from restill.models.student import Nano, make_student
-from restill.selftrain.baselines import DirectAnswer, FilteredSFT, ReferenceSFT, RejectionSampling, STaR
+from restill.selftrain.baselines import FilteredSFT, RejectionSampling, STaR
 from restill.selftrain.latent_method import LatentMethod
 from restill.selftrain.loss_log import LossLog
 from restill.selftrain.mixture import Example, Mixture
 from restill.selftrain.tasks import arithmetic_chains, read_bbh, read_bbh_prompt, read_gsm8k, split
 from restill.selftrain.trainer import TrainConfig, Trainer
 from restill.selftrain.voting import Marks, marks, voted
+from restill.selftrain.written import DirectAnswer, ReferenceSFT
 
 PARENT = "smollm2-135m"
 """Its tokenizer, pruned, is the nano model's."""

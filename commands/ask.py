@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 
 def ask(
+    context: typer.Context,
     question: Annotated[str, typer.Argument(help="What to find out.")],
     model: ModelOption = DEFAULT_MODEL,
     adapter: AdapterOption = "auto",
@@ -68,14 +69,14 @@ def ask(
     """Answer one question over your documents, showing each step as it happens.
 
     Exits with 1 if there is no answer. --adapter auto means the shipped "starter" on the default
-    model and none on others; --adapter none means none. Example:
+    model with --agent react, and none otherwise; --adapter none means none. Example:
 
       restill ask --docs my-notes/ "Who founded the firm that built the Kestrel?"
     """
     if not question.strip():
         raise RestillError("the question is empty; write what to find out")
     chosen = chosen_adapter(adapter, model, STARTER if agent == "react" else None)
-    retriever = open_search(agent, index, docs, k, mode, progress=not json)
+    retriever = open_search(context, agent, index, docs, k, mode, progress=not json)
     with opened_model(model, chosen, precision, slots=1) as chat:
         asked = make_agent(
             chat,

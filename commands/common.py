@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from ..models.errors import RestillError
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -78,7 +81,7 @@ FewShotOption = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Examples in the prompt; by default what the adapter was trained with, else 2.",
+        help="Examples in the prompt; by default what the adapter was trained with, else 2 (--agent reason: all).",
         rich_help_panel=_A,
     ),
 ]
@@ -103,6 +106,34 @@ Bf16Option = Annotated[
     typer.Option("--bf16", help="Train with bf16 products: faster on processors that have them (avx512_bf16)."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+
+
+def given(context: typer.Context, option: str) -> bool:
+    """Whether the command line has an option, rather than its default."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_others(
+    context: typer.Context, flag: str, chosen: str, known: Sequence[str], whose: Mapping[str, Sequence[str]]
+) -> None:
+    """Find options that what was chosen would ignore.
+
+    Args:
+        flag: the option that chooses, of ``known`` values.
+        whose: options that not all of them have.
+
+    Raises:
+        RestillError: there is one, or ``chosen`` is unknown.
+    """
+    if chosen not in known:
+        raise RestillError(f"--{flag} {chosen!r} is unknown; use {', '.join(known[:-1])} or {known[-1]}")
+    for option, owners in whose.items():
+        if chosen not in owners and option in context.params and given(context, option):
+            name = option.replace("_", "-")
+            raise RestillError(
+                f"--{name} is an option of --{flag} {' or '.join(owners)}, not of {chosen}: leave it out"
+            )
 
 
 def print_json(value: Any) -> None:

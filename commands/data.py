@@ -1,4 +1,4 @@
-"""Commands that get things ready: models, indexes, worlds."""
+"""Commands that get things ready: models, indexes, worlds, tasks."""
 
 from __future__ import annotations
 
@@ -135,10 +135,10 @@ def world(
 
 def task(
     name: Annotated[str, typer.Argument(metavar="NAME", help="chains, gsm8k or bbh.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Of gsm8k: its JSONL; of bbh: the JSON of a task.")
+        Path | None, typer.Argument(metavar="[FILE]", help="Of gsm8k: its JSONL; of bbh: the JSON of a task.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("task"),
     train: Annotated[int, typer.Option(min=0, help="Training questions.")] = 150,
     heldout: Annotated[int, typer.Option(min=0, help="Held-out questions.")] = 100,
     seed: SeedOption = 0,
@@ -146,17 +146,19 @@ def task(
 ) -> None:
     """Questions for --agent reason: chains of sums from a seed, or drawn from a file of GSM8K or BIG-Bench Hard.
 
-    Writes train.jsonl, heldout.jsonl and demonstrations.jsonl, without a question twice. Those of bbh are from
-    TASK.cot_prompt.txt beside the file, where it is. The same seed gives the same bytes.
+    Writes train.jsonl, heldout.jsonl and demonstrations.jsonl, no question twice. The demonstrations of bbh are from
+    TASK.cot_prompt.txt beside the file; where it is not, there are none. The same seed gives the same bytes.
     """
     from ..agents.question import write_questions
-    from ..console import stdout
-    from ..selftrain.tasks import make_task
+    from ..console import stdout, warn
+    from ..selftrain.tasks import make_task, prompt_of
 
     made = make_task(name, file, train=train, held_out=heldout, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     for part, listed in made.items():
         write_questions(out / f"{part}.jsonl", listed)
+    if "demonstrations" not in made:
+        warn(f"there are no demonstrations: no {prompt_of(file or '')}")
     if json:
         print_json({"task": str(out), **{part: len(listed) for part, listed in made.items()}})
     else:

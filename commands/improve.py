@@ -27,7 +27,6 @@ from .common import (
     ModelOption,
     ModeOption,
     PrecisionOption,
-    SamplesOption,
     SecondsOption,
     SeedOption,
     StepsOption,
@@ -44,7 +43,7 @@ from .methods import REST, make_latent, make_pilot, make_rest, make_step_ranker,
 from .report import page_of
 from .workers import RayOption, ShardOption, WorkersOption, spread, to_shard
 
-_L = "Method trice and its rivals"
+_L = "Method trice and its baselines"
 
 
 def improve(
@@ -59,7 +58,7 @@ def improve(
         str,
         typer.Option(
             help="rest: keep the best of several trajectories, train, repeat. trice: train while drawing; a question "
-            "holds one right trajectory, which moves as a Markov chain. Its rivals: star, rejection, filtered; for "
+            "holds one right trajectory, which moves as a Markov chain. Its baselines: star, rejection, filtered; for "
             "--agent reason also reference (the questions' own rationales) and direct (the answer alone)."
         ),
     ] = REST,
@@ -68,8 +67,8 @@ def improve(
         int | None,
         typer.Option(
             min=0,
-            help="Questions that a guide shows how to answer before all else; by default 100 with --method rest and an "
-            "agent that searches, else none.",
+            help="Questions that a guide shows how to answer before all else; by default 100 with --teacher, --noise "
+            "or, of --method rest, an agent that searches; else none.",
         ),
     ] = None,
     teacher: Annotated[
@@ -90,13 +89,19 @@ def improve(
     noise: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="Share of the pilot's steps that are mistakes (--agent search).")
     ] = 0.0,
-    samples: SamplesOption = 2,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Runs over each question: 2, of rejection 4, of filtered 8.")
+    ] = None,
     temperature: TemperatureOption = 0.7,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the kept trajectories.")] = 2,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the kept, or the pilot's, trajectories.")] = 2,
     frozen_layers: Annotated[int, typer.Option(min=0, help="Lower layers that are not trained.")] = 0,
     row_length: Annotated[
         int,
-        typer.Option(min=8, help="Most tokens of an example; memory grows with it. Report and page say what is cut."),
+        typer.Option(
+            min=8,
+            help="Most tokens of an example; memory grows with it. What is longer is cut, of trice and its baselines "
+            "left out; report and page say it.",
+        ),
     ] = 1024,
     start: Annotated[
         str, typer.Option(help="What a generation trains: previous (what the one before it made) or base.")
@@ -125,8 +130,8 @@ def improve(
     guide: Annotated[
         str | None,
         typer.Option(
-            help="What writes trice's first memories: the scripted expert (of agents that search), answer (the model, "
-            "shown what is right; of --agent reason) or none.",
+            help="What writes trice's first memories: expert (scripted; agents that search), answer (the model, shown "
+            "what is right or what to search) or none.",
             rich_help_panel=_L,
         ),
     ] = None,
@@ -174,7 +179,17 @@ def improve(
         report = Report.load(out)
     else:
         slots = min(16, concurrency or 16)
-        with nullcontext() if teacher is None else opened_model(teacher, None, precision, slots) as shown:
+        retriever = open_search(context, agent, index, docs, k, mode, progress=not json)
+        asked = read_questions(questions, limit=limit)
+        held_out = read_questions(eval) if eval is not None else None
+        with (
+            nullcontext() if teacher is None else opened_model(teacher, None, precision, slots) as shown,
+            opened_model(model, adapter, precision, slots, deterministic) as chat,
+        ):
+            chosen = make_agent(
+                chat, retriever, agent=agent, format=format, steps=steps, seconds=seconds, follow=follow,
+                few_shot=few_shot, seed=seed, demonstrations=demonstrations,
+            )  # fmt: skip
             shared: dict[str, Any] = {
                 "start": start,
                 "samples": samples,
@@ -187,43 +202,32 @@ def improve(
                     precision="bf16" if bf16 else "f32",
                     checkpoint_seconds=checkpoint_seconds,
                 ),
-            }  # fmt: skip
+            }
             if method == REST:
                 recipe = make_rest(
-                    generations=generations,
-                    ranker=ranker,
+                    generations=generations, ranker=ranker, temperature=temperature, replay=replay,
                     step_ranker=make_step_ranker(step_ranker, agent, model, deterministic),
-                    temperature=temperature,
-                    replay=replay,
-                    mode="step" if per_step else "trajectory",
-                    **shared,
-                )
+                    mode="step" if per_step else "trajectory", **shared,
+                )  # fmt: skip
             else:
                 recipe = make_latent(
-                    context, method, agent=agent, guide=guide, estimator=estimator, steps=updates,
-                    minibatch=minibatch, resampled=resampled, eval_every=eval_every, slots=slots, **shared,
+                    context, method, chosen, guide=guide, estimator=estimator, steps=updates,
+                    minibatch=minibatch, resampled=resampled, eval_every=eval_every, **shared,
                 )  # fmt: skip
-            asked = read_questions(questions, limit=limit)
-            held_out = read_questions(eval) if eval is not None else None
-            retriever = open_search(agent, index, docs, k, mode, progress=not json)
-            with opened_model(model, adapter, precision, slots, deterministic) as chat:
-                report = run_improve(
-                    make_agent(
-                        chat, retriever, agent=agent, format=format, steps=steps, seconds=seconds, follow=follow,
-                        few_shot=few_shot, seed=seed, demonstrations=demonstrations,
-                    ),
-                    asked,
-                    out=out,
-                    method=recipe,
-                    eval=held_out,
-                    seed=seed,
-                    control=control,
-                    baseline=baseline,
-                    concurrency=concurrency,
-                    deadline=2 * seconds,
-                    shard=part,
-                    progress=True,
-                )  # fmt: skip
+            report = run_improve(
+                chosen,
+                asked,
+                out=out,
+                method=recipe,
+                eval=held_out,
+                seed=seed,
+                control=control,
+                baseline=baseline,
+                concurrency=concurrency,
+                deadline=2 * seconds,
+                shard=part,
+                progress=True,
+            )
     if part is not None and part[0]:
         stderr().print(f"worker {shard} is done; worker 0 shows the scores", markup=False)
         return

@@ -91,7 +91,7 @@ def rollout(
         run = Run.open(out)
     else:
         asked, part = read_questions(questions, limit=limit), to_shard(shard)
-        retriever = open_search(agent, index, docs, k, mode, progress=not json)
+        retriever = open_search(context, agent, index, docs, k, mode, progress=not json)
         with opened_model(model, adapter, precision, min(16, concurrency or 16), deterministic) as chat:
             made = make_agent(
                 chat,
@@ -125,6 +125,7 @@ def rollout(
 
 
 def evaluate(
+    context: typer.Context,
     questions: QuestionsArgument,
     out: Annotated[
         Path | None,
@@ -167,7 +168,7 @@ def evaluate(
 
     base = None if judge is None else _judge_base(judge)
     asked = read_questions(questions, limit=limit)
-    retriever = open_search(agent, index, docs, k, mode, progress=not json)
+    retriever = open_search(context, agent, index, docs, k, mode, progress=not json)
     with opened_model(model, adapter, precision, min(16, concurrency or 16), deterministic) as chat:
         made = make_agent(
             chat,

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import typer
+
 from ..models.errors import RestillError
-from .common import DEFAULT_MODEL
+from .common import DEFAULT_MODEL, refuse_others
 
 if TYPE_CHECKING:
     from ..agents.agent import Agent
@@ -124,19 +126,33 @@ def open_retriever(
     return retriever
 
 
+AGENTS = ("react", "search", "reason")
+_SEARCHING = AGENTS[:2]
+_WHOSE: dict[str, tuple[str, ...]] = {  # options that not every agent has
+    **dict.fromkeys(("index", "docs", "k", "mode", "steps"), _SEARCHING),
+    "follow": ("react",),
+    "format": ("search",),
+    "demonstrations": ("reason",),
+}
+
+
 def open_search(
-    agent: str, index: list[Path] | None, docs: list[str] | None, k: int, mode: str, *, progress: bool = True
+    context: typer.Context,
+    agent: str,
+    index: list[Path] | None,
+    docs: list[str] | None,
+    k: int,
+    mode: str,
+    *,
+    progress: bool = True,
 ) -> Retriever | None:
     """The retriever of an agent that searches; ``None`` for one that only thinks.
 
     Raises:
-        RestillError: as :func:`open_retriever`; or documents for an agent that only thinks.
+        RestillError: as :func:`open_retriever`; no such agent, or an option that it would ignore.
     """
-    if agent != "reason":
-        return open_retriever(index, docs, k, mode, progress=progress)
-    if index or docs:
-        raise RestillError(f"--agent reason searches nothing; leave out --{'index' if index else 'docs'}")
-    return None
+    refuse_others(context, "agent", agent, AGENTS, _WHOSE)
+    return None if agent == "reason" else open_retriever(index, docs, k, mode, progress=progress)
 
 
 def read_demonstrations(path: Path) -> list[tuple[str, str]]:
@@ -169,34 +185,20 @@ def make_agent(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Agent:
-    """An agent over one retriever, or one that only thinks; with ``follow``, a ReAct agent can also read what a
-    document leads to.
-
-    Raises:
-        RestillError: no such agent, or an option that it would ignore.
-    """
+    """An agent over one retriever, or one that only thinks where there is none; with ``follow``, a ReAct agent can
+    also read what a document leads to."""
     from ..agents.budget import Budget
     from ..agents.react import ReActAgent
     from ..agents.reason import ReasoningAgent
     from ..agents.search.agent import SearchAgent
 
-    if agent == "reason":
-        if follow or steps:
-            raise RestillError(f"--agent reason thinks once; leave out --{'follow' if follow else 'steps'}")
-        shown = read_demonstrations(demonstrations) if demonstrations else []
-        return ReasoningAgent(model, shown, few_shot=few_shot, temperature=temperature, seed=seed)
-    if demonstrations is not None:
-        raise RestillError(f"--demonstrations is an option of --agent reason, not of {agent}: leave it out")
     if retriever is None:
-        raise RestillError(f"--agent {agent} searches; give --index or --docs")
+        shown = read_demonstrations(demonstrations) if demonstrations else []
+        return ReasoningAgent(model, shown, few_shot=few_shot, temperature=temperature, seed=seed, seconds=seconds)
     if agent == "react":
         tools = [retriever.as_tool(), *([retriever.as_follow_tool()] if follow else [])]
         budget = Budget(steps=steps or 6, seconds=seconds)
         return ReActAgent(model, tools, budget=budget, few_shot=few_shot, temperature=temperature, seed=seed)
-    if agent != "search":
-        raise RestillError(f"--agent {agent} is unknown; choose react, search or reason")
-    if follow:
-        raise RestillError("--agent search has one tool; leave out --follow")
     return SearchAgent(
         model,
         [retriever.as_tool()],

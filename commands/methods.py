@@ -1,4 +1,4 @@
-"""The methods of ``restill improve``, made from its options, and which option is whose."""
+"""The methods of ``restill improve``, made from its options."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..models.errors import RestillError
+from .common import given, refuse_others
 
 if TYPE_CHECKING:
+    from ..agents.agent import Agent
     from ..selftrain.latent_method import LatentMethod
     from ..selftrain.pilot import Pilot
     from ..selftrain.rest import ReST
@@ -17,21 +19,16 @@ if TYPE_CHECKING:
 
 REST = "rest"
 LATENT = ("trice", "star", "rejection", "filtered", "reference", "direct")
-_DRAWS_OFTEN = ("rejection", "filtered")
 _WHOSE: dict[str, tuple[str, ...]] = {  # options that not every method has
     **dict.fromkeys(("generations", "ranker", "step_ranker", "temperature", "replay", "per_step", "control"), (REST,)),
     **dict.fromkeys(("shard", "workers", "ray"), (REST,)),
-    "samples": (REST, *_DRAWS_OFTEN),
+    "samples": (REST, "rejection", "filtered"),
     "minibatch": ("trice", "rejection"),
     **dict.fromkeys(("estimator", "guide"), ("trice",)),
     **dict.fromkeys(("updates", "resampled", "eval_every"), LATENT),
 }
-
-
-def given(context: typer.Context, option: str) -> bool:
-    """Whether the command line has an option, rather than its default."""
-    source = context.get_parameter_source(option)
-    return source is not None and source.name == "COMMANDLINE"
+_GUIDE_ROOM = 1024
+"""Tokens of the examples that an agent with tools is shown beside a hint."""
 
 
 def refuse_foreign(context: typer.Context, method: str) -> None:
@@ -40,28 +37,7 @@ def refuse_foreign(context: typer.Context, method: str) -> None:
     Raises:
         RestillError: there is one, or there is no such method.
     """
-    if method not in (REST, *LATENT):
-        raise RestillError(f"--method {method!r} is unknown; use {', '.join((REST, *LATENT))}")
-    for option, whose in _WHOSE.items():
-        if method not in whose and given(context, option):
-            name = option.replace("_", "-")
-            raise RestillError(f"--{name} is an option of --method {' or '.join(whose)}, not of {method}: leave it out")
-
-
-def make_rest(*, ranker: str, samples: int, **knobs: Any) -> ReST:
-    """ReST with a trajectory ranker by name.
-
-    Raises:
-        RestillError: no such ranker.
-    """
-    from ..selftrain.feedback import CompletedRanker, GoldRanker, LikelihoodRanker
-    from ..selftrain.rest import ReST
-
-    rankers = {"gold": GoldRanker, "likelihood": LikelihoodRanker, "completed": CompletedRanker}
-    if ranker not in rankers:
-        raise RestillError(f"--ranker {ranker!r} is unknown; use {' or '.join(rankers)}")
-    keep = samples if ranker == "completed" else 1
-    return ReST(ranker=rankers[ranker](), samples=samples, keep_per_question=keep, **knobs)
+    refuse_others(context, "method", method, (REST, *LATENT), _WHOSE)
 
 
 def make_pilot(method: str, agent: str, questions: int | None, noise: float, teacher: Any) -> Pilot | None:
@@ -80,14 +56,31 @@ def make_pilot(method: str, agent: str, questions: int | None, noise: float, tea
     return Pilot(questions=questions, noise=noise, teacher=teacher) if questions else None
 
 
+def make_rest(*, ranker: str, samples: int | None, **knobs: Any) -> ReST:
+    """ReST with a trajectory ranker by name.
+
+    Raises:
+        RestillError: no such ranker.
+    """
+    from ..selftrain.feedback import CompletedRanker, GoldRanker, LikelihoodRanker
+    from ..selftrain.rest import ReST
+
+    rankers = {"gold": GoldRanker, "likelihood": LikelihoodRanker, "completed": CompletedRanker}
+    if ranker not in rankers:
+        raise RestillError(f"--ranker {ranker!r} is unknown; use {' or '.join(rankers)}")
+    grown = samples or 2
+    keep = grown if ranker == "completed" else 1
+    return ReST(ranker=rankers[ranker](), samples=grown, keep_per_question=keep, **knobs)
+
+
 def make_latent(
     context: typer.Context,
     method: str,
+    agent: Agent,
     *,
-    agent: str,
     pilot: Pilot | None,
     train: TrainConfig,
-    samples: int,
+    samples: int | None,
     guide: str | None,
     estimator: str,
     **knobs: Any,
@@ -95,31 +88,48 @@ def make_latent(
     """TRICE or one of its baselines.
 
     Args:
-        agent: "reason" is guided by the answer, others by the scripted expert unless ``guide`` says otherwise.
+        agent: one with tools is guided by the scripted expert, unless ``guide`` says otherwise.
         knobs: the other fields of :class:`~restill.selftrain.latent_method.LatentMethod`.
 
     Raises:
-        RestillError: a knob out of range.
+        RestillError: a knob out of range, or one that would be ignored.
     """
-    from ..selftrain.baselines import DirectAnswer, FilteredSFT, ReferenceSFT, RejectionSampling, STaR
+    from ..selftrain.baselines import FilteredSFT, RejectionSampling, STaR
     from ..selftrain.trice import TRICE
+    from ..selftrain.written import DirectAnswer, ReferenceSFT
 
-    made: dict[str, type[LatentMethod]] = {
-        "trice": TRICE,
-        "star": STaR,
-        "rejection": RejectionSampling,
-        "filtered": FilteredSFT,
-        "reference": ReferenceSFT,
-        "direct": DirectAnswer,
-    }
-    if method == "trice":
-        first = guide or ("answer" if agent == "reason" else "expert")
-        knobs |= {"guide": None if first == "none" else first, "estimator": estimator}
-    elif method == "star":
-        knobs["rounds"] = min(3, knobs["steps"])
-    elif method in _DRAWS_OFTEN and given(context, "samples"):
-        knobs["samples"] = samples
-    return made[method](pilot=pilot, train=train, max_context=train.row_length, **knobs)
+    if pilot is None and given(context, "epochs"):
+        raise RestillError(f"--epochs is of the pilot, and --method {method} has none; say --updates, or add --pilot")
+    first = guide or ("expert" if agent.tools else "answer")
+    if first not in ("answer", "expert", "none"):
+        raise RestillError(f"--guide {first!r} is unknown; use answer, expert or none")
+    hinted = method == "star" or (method == "trice" and first == "answer")
+    context_tokens = max(32, train.row_length + (_guide_room(agent) if hinted else 0))
+    shared: dict[str, Any] = {"pilot": pilot, "train": train, "max_context": context_tokens, **knobs}
+    drawn = {} if samples is None else {"samples": samples}
+    match method:
+        case "trice":
+            return TRICE(guide=None if first == "none" else first, estimator=estimator, **shared)  # type: ignore[arg-type]
+        case "star":
+            return STaR(rounds=min(3, knobs["steps"]), **shared)
+        case "rejection":
+            return RejectionSampling(**drawn, **shared)
+        case "filtered":
+            return FilteredSFT(**drawn, **shared)
+        case "reference":
+            return ReferenceSFT(**shared)
+        case _:
+            return DirectAnswer(**shared)
+
+
+def _guide_room(agent: Agent) -> int:
+    """Tokens that a guide's prompt has more than the one that is trained on: examples and hint."""
+    from ..agents.reason import ReasoningAgent
+
+    if not isinstance(agent, ReasoningAgent):
+        return _GUIDE_ROOM
+    shown = [text for pair in agent.demonstrations for text in pair]
+    return 64 + sum(32 + len(agent.model.tokenizer.encode(text)) for text in shown)
 
 
 def make_step_ranker(name: str | None, agent: str, model: str, deterministic: bool) -> StepRanker | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..agents.scores import exact_match
+from ..agents.scores import exact_match, match
 from ..agents.trajectory import Trajectory
 from ..retrieval.intervals import bootstrap_interval, paired_interval
 from .job_folder import ScoredArm
@@ -102,7 +102,7 @@ class _Drafts:
         """One question; a trajectory that is missing is wrong on both sides."""
         before = after = 0.0
         for t in trajectories:
-            final = exact_match(t.answer, golds)
+            final = match(t, golds)
             draft = final if t.draft is None else exact_match(t.draft, golds)
             before, after = before + draft, after + final
             self.drafted += t.draft is not None

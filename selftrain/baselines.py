@@ -1,6 +1,7 @@
 """What TRICE is compared with, in the same frame: the same agent, checker, trainer, and tokens drawn and trained on.
 
-Each is a method for ``improve``, as :class:`~restill.selftrain.trice.TRICE` is.
+Each is a method for ``improve``, as :class:`~restill.selftrain.trice.TRICE` is; so are those that draw nothing
+(:mod:`restill.selftrain.written`).
 """
 
 from __future__ import annotations
@@ -11,14 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..agents.question import Question
-from ..agents.reason import ReasoningAgent, answer_hint
 from ..models.errors import RestillError
 from .lab import Lab
 from .latent import Latent, check_lengths
 from .latent_method import LatentMethod, Term, Terms
 from .loss_log import LossLog
-from .mixture import Example
 from .trice_gradient import resample
 
 _ORDER, _RESAMPLE = 2, 3  # what random numbers are for
@@ -161,56 +159,6 @@ class FilteredSFT(LatentMethod):
             z = Latent.from_row(row)
             kept.setdefault((key, tuple(e.tokens for e in z.sequences)), z)
         return list(kept.values()), {"answered": len({key for key, _ in kept}) / len(lab.questions)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceSFT(LatentMethod):
-    """Train on the rationales that the questions bring along (``metadata["rationale"]``)."""
-
-    arm = "reference SFT"
-    online = False
-
-    def source(self) -> FixedSource:
-        """Draws nothing."""
-        return FixedSource(self, lambda lab: (written(lab, self._rationale), {}))
-
-    @staticmethod
-    def _rationale(question: Question) -> str | None:
-        return question.metadata.get("rationale")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DirectAnswer(LatentMethod):
-    """Train on the answer alone, without a rationale."""
-
-    arm = "direct answer"
-    online = False
-
-    def source(self) -> FixedSource:
-        """Draws nothing."""
-        return FixedSource(self, lambda lab: (written(lab, answer_hint), {}))
-
-
-def written(lab: Lab, text: Callable[[Question], str | None]) -> list[Latent]:
-    """Rationales that somebody wrote, as latents; questions without one are left out.
-
-    Raises:
-        RestillError: the agent does not only reason.
-    """
-    agent, tokenizer = lab.agent, lab.policy.tokenizer
-    if not isinstance(agent, ReasoningAgent):
-        raise RestillError(f"written rationales are for a ReasoningAgent, not for a {type(agent).__name__}")
-    latents = []
-    for question in lab.questions.values():
-        if (rationale := text(question)) is None:
-            continue
-        prompt = tokenizer.chat(agent.messages(question))
-        own = (*tokenizer.encode(rationale), tokenizer.eos_ids[0])
-        weights = (*[0.0] * len(prompt), *[1.0] * len(own))
-        source = {"protocol": agent.plan.protocol, "question_key": question.key}
-        sequence = Example(tokens=(*prompt, *own), weights=weights, provenance=source)
-        latents.append(Latent(sequences=(sequence,), answer=question.answers[0] if question.answers else None))
-    return latents
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ..agents.agent import Agent
 from ..agents.evaluate import need_answers
-from ..agents.question import Question
-from ..agents.scores import normalise
+from ..agents.question import Question, wording
 from ..models.errors import RestillError
 from .files import read_json
 from .latent_method import LatentMethod
@@ -41,7 +40,12 @@ def refuse(agent: Agent, train: Sequence[Question], held_out: Sequence[Question]
         need_answers(held_out)
     refuse_overlap(train, held_out)
     if method.pilot is not None:
+        method.pilot.check(agent)
         method.pilot.guided(agent, method.pilot.choose(train, 0))
+    if isinstance(method, LatentMethod):
+        method.check(agent, train)
+        if method.eval_every and not held_out:
+            raise RestillError(f"eval_every={method.eval_every} asks held-out questions, and there are none; give eval")
     own, full = model.adapter, method.train.method == "full"
     learnt = {f"the adapter {own.path}": Path(own.path)} if own is not None else {}
     if (folder := model.checkpoint.folder) is not None:
@@ -94,8 +98,8 @@ def _refuse_unlabelled(train: Sequence[Question], method: ReST) -> None:
 
 def refuse_overlap(train: Sequence[Question], held_out: Sequence[Question]) -> None:
     """Raises RestillError when the text of a held-out question is also that of a training question."""
-    texts = {normalise(q.question) for q in train}
-    both = [q for q in held_out if normalise(q.question) in texts]
+    texts = {wording(q.question) for q in train}
+    both = [q for q in held_out if wording(q.question) in texts]
     if both:
         raise RestillError(
             f"{len(both)} of the {len(held_out)} eval questions are training questions too, "

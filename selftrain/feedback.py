@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..agents.model import ChatTokenizer
 from ..agents.question import Question
-from ..agents.scores import exact_match, normalise
+from ..agents.scores import match, normalise
 from ..agents.trajectory import Sample, Trajectory
 from ..models.errors import RestillError
 from .mixture import is_good
@@ -71,7 +71,7 @@ class GoldRanker:
 
     @staticmethod
     def _score(question: Question, trajectory: Trajectory) -> float:
-        if not is_complete(trajectory) or not exact_match(trajectory.answer, question.answers):
+        if not is_complete(trajectory) or not match(trajectory, question.answers):
             return VETO
         cited = {c.doc_id for c in trajectory.citations}
         sourced = bool(cited & set(question.gold)) if question.gold else bool(cited)

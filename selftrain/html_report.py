@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agents.evaluate import EvalRow
-from ..agents.scores import exact_match
+from ..agents.scores import match
 from ..agents.trajectory import Trajectory
 from ..models.errors import RestillError
 from .arm_stats import ArmStats
@@ -94,7 +94,7 @@ def cases(arms: Sequence[ScoredArm], count: int) -> list[Case]:
 
 
 def _column(arm: ScoredArm, row: EvalRow) -> Column:
-    marked = [(t, exact_match(t.answer, row.golds) == 1.0) for t in arm.trajectories(row)]
+    marked = [(t, match(t, row.golds) == 1.0) for t in arm.trajectories(row)]
     return Column(arm.name, row.em, marked)
 
 
@@ -138,9 +138,11 @@ def _plots(job: JobFolder, arms: Sequence[tuple[ScoredArm, ArmStats]]) -> dict[s
         found["loss"] = line_plot("loss", "training loss", curves)
     for folder, rows in job.drawn.items():
         shares = {name: [(r["step"], r[name]) for r in rows if name in r] for name in _SHARES}
-        found["drawn"] = line_plot("drawn", f"{folder}, share", {name: c for name, c in shares.items() if c})
         spread = [(r["step"], r["grad_variance"]) for r in rows if "grad_variance" in r]
-        found["variance"] = line_plot("variance", "gradient variance", {folder: spread}, logarithmic=True)
+        if any(shares.values()):
+            found["drawn"] = line_plot("drawn", f"{folder}, share", {name: c for name, c in shares.items() if c})
+        if spread:
+            found["variance"] = line_plot("variance", "gradient variance", {folder: spread}, logarithmic=True)
     if job.curves:
         curves = {f: [(row["sampled"], 100 * row["accuracy"]) for row in rows] for f, rows in job.curves.items()}
         found["curve"] = line_plot("curve", "held-out accuracy, %", curves, across="tokens drawn")

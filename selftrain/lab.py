@@ -121,12 +121,11 @@ class Lab:
             guide: what to show: "answer" (a plan to search, for agents with tools), "expert" (the scripted one writes
                 the turns), or a function from a question to a hint.
         """
+        fit = [q for q in questions if can_guide(self.agent, guide, q)]
         if guide == "expert":
-            fit = [q for q in questions if q.answers]
             agent = Pilot(questions=max(1, len(fit))).guided(self.agent, fit)
         else:
-            hint = self._hint if guide == "answer" else guide
-            fit = [q for q in questions if _can(hint, q)]
+            hint = answer_guide(self.agent) if guide == "answer" else guide
             agent = self.policy.drives(self.agent, **self._shown(hint))
         with self.timed("sampling"):
             run = rollout(agent, fit, out=self.folder / "guide", samples=samples, seed=self.seed, deadline=None)
@@ -136,16 +135,18 @@ class Lab:
 
     def hinted(self, questions: Sequence[Question], step: int) -> list[Scored]:
         """Greedy runs that see the answer as a hint, with the newest parameters."""
-        fit = [q for q in questions if _can(self._hint, q)]
-        return self.propose(fit, step, temperature=0.0, **self._shown(self._hint)) if fit else []
-
-    def _hint(self, question: Question) -> str:
-        return answer_hint(question) if isinstance(self.agent, ReasoningAgent) else gold_hint(question)
+        fit = [q for q in questions if can_guide(self.agent, "answer", q)]
+        shown = self._shown(answer_guide(self.agent))
+        return self.propose(fit, step, temperature=0.0, **shown) if fit else []
 
     def _shown(self, hint: Callable[[Question], str]) -> dict[str, Any]:
-        """A guide sees the hint and the user's few-shot examples, and may be held to the grammar: it is any
-        distribution."""
-        return {"hint": hint, "few_shot": self.agent.examples, "constrained": self.agent.constrained}
+        """A guide sees the hint and the user's examples (an agent that only thinks all of them, though its adapter may
+        know the form), and may be held to the grammar: it is any distribution."""
+        agent = self.agent
+        few_shot = agent.examples
+        if isinstance(agent, ReasoningAgent) and agent.few_shot is None:
+            few_shot = len(agent.demonstrations)
+        return {"hint": hint, "few_shot": few_shot, "constrained": agent.constrained}
 
     def score(self, questions: Sequence[Question], drawn: Sequence[Trajectory], step: int) -> list[Scored]:
         """Ask the checker about each trajectory; one that raises is logged and leaves its trajectory out."""
@@ -217,9 +218,17 @@ class Lab:
         return {name: round(value / whole, 4) for name, value in self.seconds.items()}
 
 
-def _can(hint: Any, question: Question) -> bool:
+def answer_guide(agent: Agent) -> Callable[[Question], str]:
+    """What shows an agent the answer: as it is, or to one with tools as a plan to search."""
+    return gold_hint if agent.tools else answer_hint
+
+
+def can_guide(agent: Agent, guide: Guide, question: Question) -> bool:
+    """Whether a question has what a guide of ``agent`` needs."""
+    if guide == "expert":
+        return Pilot().can_guide(question)
     try:
-        hint(question)
+        (answer_guide(agent) if guide == "answer" else guide)(question)
     except RestillError:
         return False
     return True

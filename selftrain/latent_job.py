@@ -70,7 +70,8 @@ class LatentImprovement(MixturePhases[LatentMethod]):
                 if made is None or made["inputs"] != hash_json(inputs):
                     raise RestillError(f"{folder} was trained with other settings; move it away, or use another out")
                 return {"hash": weights_hash(folder), **made["result"]}
-            self.job.say(f"{method.arm}: {method.steps} steps of {method.minibatch} questions")
+            each = f" of {method.minibatch} questions" if method.online else ""
+            self.job.say(f"{method.arm}: {method.steps} steps{each}")
             policy = Policy(
                 self.checkpoint, slots=method.slots, max_context=min(method.max_context, model.max_context)
             )  # fmt: skip

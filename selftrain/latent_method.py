@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from ..agents.agent import Agent
 from ..agents.question import Question
 from ..models.errors import RestillError
 from .latent import Latent
@@ -117,6 +118,13 @@ class LatentMethod:
                 raise RestillError(f"{name}={getattr(self, name)}: give at least {value}")
         if self.start not in ("previous", "base"):
             raise RestillError(f"start={self.start!r} is unknown; use 'previous' or 'base'")
+
+    def check(self, agent: Agent, questions: Sequence[Question]) -> None:
+        """Find what would fail, or teach nothing, later.
+
+        Raises:
+            RestillError: there is such a thing.
+        """
 
     def source(self) -> Source:
         """A fresh source of this method's terms."""

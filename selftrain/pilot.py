@@ -72,6 +72,18 @@ class Pilot:
         if not 0 <= self.noise < 1:
             raise RestillError(f"noise={self.noise}: give a share from 0 to below 1")
 
+    def check(self, agent: Agent) -> None:
+        """Find a pilot that cannot guide ``agent``.
+
+        Raises:
+            RestillError: the scripted expert, which searches, for an agent without tools.
+        """
+        if self.teacher is None and isinstance(self.guide, str) and not agent.tools:
+            raise RestillError(
+                f"the scripted expert searches, and a {type(agent).__name__} has no tools; as a pilot's guide give a "
+                "teacher or a function, or leave the pilot out (--pilot 0); as TRICE's guide 'answer' or None"
+            )
+
     def choose(self, questions: Sequence[Question], seed: int) -> list[Question]:
         """The pilot's questions: drawn from those that can be guided, in an order that follows from ``seed``. A teacher
         needs no guiding: it gets those with answers, or if there are none, any.
@@ -79,7 +91,7 @@ class Pilot:
         Raises:
             RestillError: no question can be guided.
         """
-        fit = [q for q in questions if self._can_guide(q)]
+        fit = [q for q in questions if self.can_guide(q)]
         if not fit and self.teacher is not None and isinstance(self.guide, str):
             fit = list(questions)
         if not fit:
@@ -123,7 +135,8 @@ class Pilot:
         """One of them in the tokens of ``agent``'s model."""
         return trajectory if self.teacher is None else retold(agent, trajectory)
 
-    def _can_guide(self, question: Question) -> bool:
+    def can_guide(self, question: Question) -> bool:
+        """Whether a question has what the guide needs."""
         if not question.answers:
             return False
         if self.teacher is not None and isinstance(self.guide, str):

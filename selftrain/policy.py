@@ -88,6 +88,7 @@ class Policy:
         free: dict[str, Any] = {"few_shot": 0, "hint": None, "temperature": 1.0, "constrained": False, "samples": 1}
         if "budget" in agent.options:  # a limit of seconds would make what is drawn depend on the clock
             free["budget"] = replace(agent.budget, seconds=None)
+        free["seconds"] = None
         known = {name: value for name, value in {**free, **changes}.items() if name in agent.options}
         return agent.replace(model=self, **known)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..agents.question import Question
+from ..agents.question import Question, wording
 from ..agents.reason import read_answer
 from ..models.errors import RestillError
 
@@ -36,16 +36,14 @@ def read_gsm8k(path: str | os.PathLike[str], limit: int | None = None) -> list[Q
         try:
             row = json.loads(line)
             rationale, answer = row["answer"].rsplit("####", 1)
-            asked = str(row["question"])
+            answer = answer.strip().replace(",", "")
+            written = f"{_CALCULATION.sub('', rationale).strip()}\nThe answer is {answer}."
+            asked, told = str(row["question"]), {"rationale": written}
+            questions.append(Question(id=f"gsm8k-{number}", question=asked, answers=[answer], metadata=told))
         except (ValueError, KeyError, AttributeError, TypeError):
             raise RestillError(
                 f"{path}, line {number} is no GSM8K question (question, and answer with '####')"
             ) from None
-        answer = answer.strip().replace(",", "")
-        written = f"{_CALCULATION.sub('', rationale).strip()}\nThe answer is {answer}."
-        questions.append(
-            Question(id=f"gsm8k-{number}", question=asked, answers=[answer], metadata={"rationale": written})
-        )
     return questions
 
 
@@ -60,6 +58,8 @@ def read_bbh(path: str | os.PathLike[str]) -> list[Question]:
     name = Path(path).stem
     try:
         rows = [(str(row["input"]), str(row["target"])) for row in json.loads(_text(path))["examples"]]
+        if not all(asked.strip() for asked, _ in rows):
+            raise ValueError("an empty input")
     except (ValueError, KeyError, TypeError):
         raise RestillError(f"{path} is no BBH task (JSON with 'examples' of 'input' and 'target')") from None
     questions = []
@@ -108,7 +108,7 @@ def make_task(
     """A task by name: chains, or gsm8k or bbh from a file.
 
     Returns:
-        "train" and "heldout" questions and "demonstrations", which have rationales; none twice.
+        "train" and "heldout" questions and, if there are any, "demonstrations", which have rationales; none twice.
 
     Raises:
         RestillError: no such task, a file that is missing, of another form or too short, or one that is not needed.
@@ -117,22 +117,34 @@ def make_task(
         raise RestillError(f"there is no task {name!r}; use chains, gsm8k or bbh")
     if (name == "chains") != (file is None):
         raise RestillError("task chains needs no file" if file else f"task {name} needs its file; download it first")
+    demonstrations: list[Question] = []
     if file is None:
-        made = arithmetic_chains(train + held_out + SHOWN, seed=seed)
-        parts = made[:train], made[train : train + held_out], made[train + held_out :]
+        listed = arithmetic_chains(train + held_out + SHOWN, seed=seed)
     elif name == "gsm8k":
-        drawn, told_out = split(read_gsm8k(file), train + SHOWN, held_out, seed=seed)
-        parts = drawn[SHOWN:], told_out, drawn[:SHOWN]
+        listed = read_gsm8k(file)
     else:
-        prompt = Path(file).with_name(f"{Path(file).stem}.cot_prompt.txt")
-        shown = read_bbh_prompt(prompt) if prompt.is_file() else []
-        told = [
+        listed, prompt = read_bbh(file), prompt_of(file)
+        demonstrations = [
             Question(id=f"shown-{n}", question=asked, metadata={"rationale": rationale})
-            for n, (asked, rationale) in enumerate(shown)
+            for n, (asked, rationale) in enumerate(read_bbh_prompt(prompt) if prompt.is_file() else [])
         ]
-        fresh = [q for q in read_bbh(file) if q.question not in dict(shown)]
-        parts = *split(fresh, train, held_out, seed=seed), told
-    return dict(zip(("train", "heldout", "demonstrations"), map(list, parts), strict=True))
+    first = {wording(q.question): q for q in reversed([*demonstrations, *listed])}  # of each wording
+    fresh = [q for q in listed if first[wording(q.question)] is q]
+    apart = 0 if name == "bbh" else SHOWN
+    if train + held_out + apart > len(fresh):
+        raise RestillError(
+            f"there are {len(fresh)} different questions; {train} to train on, {held_out} held out and {apart} "
+            "demonstrations are more: ask for fewer"
+        )
+    drawn, second = split(fresh, train + apart, held_out, seed=seed)
+    demonstrations = demonstrations or drawn[:apart]
+    parts = {"train": drawn[apart:], "heldout": second, "demonstrations": demonstrations}
+    return {part: listed for part, listed in parts.items() if listed or part != "demonstrations"}
+
+
+def prompt_of(file: str | os.PathLike[str]) -> Path:
+    """Where the demonstrations of a BBH task are."""
+    return Path(file).with_name(f"{Path(file).stem}.cot_prompt.txt")
 
 
 def arithmetic_chains(
@@ -191,4 +203,7 @@ def _text(path: str | os.PathLike[str]) -> str:
     file = Path(path)
     if not file.is_file():
         raise RestillError(f"no file at {str(path)!r}; give the path of a file that you have")
-    return file.read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RestillError(f"{path} is not UTF-8 text ({error.reason}); save it as that") from None

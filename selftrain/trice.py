@@ -10,15 +10,20 @@ proposals as a control variate. Which weights that means is in :mod:`restill.sel
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..agents.agent import Agent
+from ..agents.question import Question
 from ..models.errors import RestillError
-from .lab import Lab
+from .lab import Lab, can_guide
 from .latent import Latent
 from .latent_method import Guide, LatentMethod, Term, Terms
+from .pilot import Pilot
 from .trice_gradient import Estimator, check_estimator, estimator_weights, resample
 from .trice_memory import Memory
 
@@ -57,6 +62,21 @@ class TRICE(LatentMethod):
         if self.guide_samples < 1:
             raise RestillError(f"guide_samples={self.guide_samples}: give at least 1")
 
+    def check(self, agent: Agent, questions: Sequence[Question]) -> None:
+        """Find a guide that can guide none of the questions.
+
+        Raises:
+            RestillError: it cannot.
+        """
+        if self.guide == "expert":
+            Pilot().check(agent)
+        if self.guide is not None and not any(can_guide(agent, self.guide, q) for q in questions):
+            needed = " and gold_titles (or a World's plan)" if agent.tools else ""
+            raise RestillError(
+                f"the guide can guide none of the {len(questions)} questions: it needs answers{needed}; give them, or "
+                "begin without (guide=None, --guide none), best with a model that is right now and then"
+            )
+
     def source(self) -> TriceSource:
         """The chain of memories, not yet begun."""
         return TriceSource(self)
@@ -78,9 +98,11 @@ class TriceSource:
         self.memory = Memory.guided(found)
         unsolved = [q.id for key, q in lab.questions.items() if key not in self.memory.latents]
         if unsolved:
+            broken = Counter(s.trajectory.error for s in scored if s.trajectory.status in ("budget", "error"))
+            often = "".join(f"; {n} of its runs ended with: {error}" for error, n in broken.most_common(1))
             _LOG.warning(
-                "the guide found no right answer to %d of %d questions, such as %r; they wait for a right proposal",
-                len(unsolved), len(lab.questions), unsolved[0],
+                "the guide found no right answer to %d of %d questions, such as %r; they wait for a right proposal%s",
+                len(unsolved), len(lab.questions), unsolved[0], often,
             )  # fmt: skip
         return {"solved": 1 - len(unsolved) / len(lab.questions), "unsolved": unsolved}
 

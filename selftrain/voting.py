@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..agents.evaluate import EvalReport
+from ..agents.scores import canonical, same_answer
 from ..models.errors import RestillError
 from ..retrieval.intervals import bootstrap_interval, paired_interval
-from .rewards import canonical, same_answer
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ def test_trice_trains_an_agent_that_only_thinks(place, tmp_path):
     assert [arm["name"] for arm in report["arms"]] == ["base", "TRICE"]
     made = report["method"]
     assert (made["steps"], made["minibatch"], made["estimator"], made["guide"]) == (2, 3, "basic", "answer")
-    assert made["pilot"] is None and made["max_context"] == 512
+    assert made["pilot"] is None and made["train"]["row_length"] == 512 < made["max_context"]  # beside demonstrations
     assert (tmp_path / "job" / "TRICE" / "guide").is_dir() and json.loads(run(*args).stdout) == report
     trained = ["--adapter", report["adapter"], *thinks, "--deterministic"]
     scored = json.loads(run("eval", tmp_path / "heldout.jsonl", *trained, "--json").stdout)
@@ -310,6 +310,7 @@ def test_passages_in_square_brackets_are_not_taken_for_markup(place):
     assert "[1] d1  A: see [2001] and [red]b[/red]" in shown and "[2] d2  B: c" in shown
 
 
+TRAIN = ["improve", "{place}/questions.jsonl", "--out", "{empty}/j"]
 BAD = [
     (["pull", "no-such-model"], "unknown model"),
     (["index", "missing"], "no such file"),
@@ -329,21 +330,36 @@ BAD = [
     (["eval", "{place}/docs/kestrel.md"], "not JSON"),
     (["eval", "{place}/questions.jsonl", "--judge", "starter"], "no judge adapter"),
     (["improve", "missing.jsonl", "--out", "{empty}/j"], "missing.jsonl"),
-    (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--step-ranker", "gold"], "add --agent search"),
-    (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--method", "grpo"], "use rest, trice"),
-    (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--updates", "3"], "--updates is an option of"),
-    (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--method", "trice", "--replay"], "--replay is"),
-    (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--pilot", "0", "--noise", "0.1"], "--noise"),
-    (["improve", "{place}/questions.jsonl", "--out", "{empty}/j", "--start", "x"], "start='x'"),
-    (["ask", "Who?", "--agent", "reason", "--docs", "{place}"], "leave out --docs"),
-    (["ask", "Who?", "--agent", "reason", "--steps", "2"], "leave out --steps"),
+    ([*TRAIN, "--step-ranker", "gold"], "add --agent search"),
+    ([*TRAIN, "--method", "grpo"], "use rest, trice"),
+    ([*TRAIN, "--updates", "3"], "--updates is an option of"),
+    ([*TRAIN, "--method", "trice", "--replay"], "--replay is"),
+    ([*TRAIN, "--pilot", "0", "--noise", "0.1"], "--noise"),
+    ([*TRAIN, "--start", "x"], "start='x'"),
+    ([*TRAIN, "--method", "trice"], "can guide none of the 4 questions"),
+    ([*TRAIN, "--method", "trice", "--guide", "gold"], "use answer, expert or none"),
+    ([*TRAIN, "--method", "trice", "--guide", "none", "--eval-every", "2"], "give eval"),
+    ([*TRAIN, "--method", "trice", "--guide", "none", "--epochs", "2"], "--epochs is of the pilot"),
+    ([*TRAIN, "--method", "trice", "--agent", "reason", "--guide", "expert"], "has no tools"),
+    ([*TRAIN, "--agent", "reason", "--pilot", "2"], "has no tools"),
+    ([*TRAIN, "--method", "direct"], "for a ReasoningAgent (--agent reason)"),
+    ([*TRAIN, "--method", "reference", "--agent", "reason"], "has no `rationale`"),
+    ([*TRAIN, "--agent", "reason", "--few-shot", "1"], "there are 0 demonstrations"),
+    (
+        ["ask", "Who?", "--agent", "reason", "--docs", "{place}"],
+        "--docs is an option of --agent react or search, not of reason",
+    ),
+    (["ask", "Who?", "--agent", "reason", "--steps", "2"], "--steps is"),
     (["ask", "Who?", "--agent", "reason", "--demonstrations", "{place}/questions.jsonl"], "has no `rationale`"),
-    (["ask", "Who?", "--demonstrations", "{place}/questions.jsonl"], "--agent reason, not of react"),
-    (["ask", "Who?", "--agent", "other"], "react, search or reason"),
-    (["task", "sums"], "use chains, gsm8k or bbh"),
-    (["task", "gsm8k"], "needs its file"),
-    (["task", "chains", "{place}/questions.jsonl"], "needs no file"),
-    (["task", "gsm8k", "{place}/questions.jsonl"], "line 1 is no GSM8K question"),
+    (
+        ["ask", "Who?", "--demonstrations", "{place}/questions.jsonl"],
+        "--demonstrations is an option of --agent reason, not of react",
+    ),
+    (["ask", "Who?", "--agent", "other"], "use react, search or reason"),
+    (["task", "sums", "--out", "{empty}"], "use chains, gsm8k or bbh"),
+    (["task", "gsm8k", "--out", "{empty}"], "needs its file"),
+    (["task", "chains", "{place}/questions.jsonl", "--out", "{empty}"], "needs no file"),
+    (["task", "gsm8k", "{place}/questions.jsonl", "--out", "{empty}"], "line 1 is no GSM8K question"),
     (["show", "missing"], "no run"),
     (["world", "--out", "{empty}/w", "--entities", "10", "--train", "5000"], "entities"),
 ]

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
 
 from restill.agents.budget import Budget
 from restill.agents.evaluate import (
@@ -19,6 +21,7 @@ from restill.agents.evaluate import (
 )
 from restill.agents.question import Question
 from restill.agents.react import ReActAgent
+from restill.agents.reason import ReasoningAgent
 from restill.agents.run import Run
 from restill.agents.testing import ScriptedModel, answer, call
 from restill.models.errors import RestillError
@@ -69,6 +72,18 @@ def test_a_report_counts_forced_answers_apart(tmp_path: Path, search) -> None:
 
     other = report.model_copy(update={"rows": [row.model_copy(update={"em": 0.0}) for row in report.rows[:2]]})
     assert report.difference(other) == (1.0, (1.0, 1.0))
+
+
+def test_numbers_of_an_agent_that_only_thinks_are_compared_as_numbers(tmp_path: Path) -> None:
+    """SQuAD's exact match, which strips every mark, takes 12 for -12."""
+    replies = {"3 - 15": "12", "0.5 + 1": "15", "2000 / 2": "1,000", "a mark": ")", "1 - 6": "-5"}
+    golds = dict(zip(replies, ("-12", "1.5", "1000", "}", "-5.0"), strict=True))
+    model = RunnableLambda(
+        lambda seen, **_: AIMessage(f"The answer is {replies[seen[-1].content.rpartition(': ')[2]]}.")
+    )
+    asked = [Question(id=q, question=q, answers=[gold]) for q, gold in golds.items()]
+    report = evaluate(ReasoningAgent(model), asked, out=tmp_path / "run", concurrency=1)
+    assert [row.em for row in report.rows] == [0.0, 0.0, 1.0, 0.0, 1.0]
 
 
 def test_missing_trajectories_count_as_wrong(tmp_path: Path, search) -> None:

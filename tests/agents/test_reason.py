@@ -84,6 +84,8 @@ def test_a_prompt_that_fills_the_context_ends_by_budget() -> None:
         ({"demonstrations": [("What?", "No idea.")]}, "does not end with"),
         ({"demonstrations": SHOWN * 9}, "9 demonstrations"),
         ({"step_tokens": 8}, "step_tokens=8"),
+        ({"demonstrations": SHOWN, "few_shot": 2}, "few_shot=2: there are 1 demonstrations"),
+        ({"seconds": -1.0}, "seconds=-1"),
     ],
 )
 def test_bad_options_are_named(options: Any, message: str) -> None:

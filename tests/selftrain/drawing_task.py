@@ -41,7 +41,10 @@ def always(question: Question, trajectory: Trajectory) -> float:
 
 def questions(count: int = 8) -> list[Question]:
     """Questions of different lengths."""
-    return [Question(id=str(i), question="why " * (i % 3 + 1) + str(i), answers=[str(i)]) for i in range(count)]
+    return [
+        Question(id=str(i), question="why " * (i % 3 + 1) + str(i), answers=[str(i)], gold_titles=["Because"])
+        for i in range(count)
+    ]
 
 
 def agent(**options: Any) -> ReasoningAgent:

@@ -14,7 +14,7 @@ from restill.agents.question import Question
 from restill.agents.trajectory import Trajectory
 from restill.models.errors import RestillError
 from restill.models.lora import WEIGHTS
-from restill.selftrain.baselines import DirectAnswer, FilteredSFT, ReferenceSFT, RejectionSampling, STaR
+from restill.selftrain.baselines import FilteredSFT, RejectionSampling, STaR
 from restill.selftrain.improve import improve
 from restill.selftrain.job_folder import plan
 from restill.selftrain.lab import Lab, Scored
@@ -24,6 +24,7 @@ from restill.selftrain.loss_log import LossLog
 from restill.selftrain.mixture import Example
 from restill.selftrain.report import Report
 from restill.selftrain.steps import TrainSteps
+from restill.selftrain.written import DirectAnswer, ReferenceSFT
 
 from .drawing_task import SMALL, TRAIN, agent, always, even, never, questions
 
@@ -113,7 +114,7 @@ def test_written_rationales_are_learnt_after_the_bare_question(tmp_path: Path) -
         own = [t for t, w in zip(latents[1].sequences[0].tokens, latents[1].sequences[0].weights, strict=True) if w]
         assert tokenizer.decode(own, skip_special=True) == text and own[-1] == tokenizer.eos_ids[0]
         assert report.phases[f"{method.arm}/train"]["sampled_tokens"] == 0 and len(rows) == 3
-    with pytest.raises(RestillError, match="there is nothing to learn"):
+    with pytest.raises(RestillError, match="like all 8, has no `rationale`"):
         train(tmp_path / "none", ReferenceSFT(**options()))
 
 

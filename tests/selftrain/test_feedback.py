@@ -13,6 +13,7 @@ import pytest
 from restill.agents.budget import Budget
 from restill.agents.question import Question
 from restill.agents.react import ReActAgent
+from restill.agents.reason import ReasoningAgent
 from restill.agents.run import Run
 from restill.agents.testing import ByteTokenizer, ScriptedModel, answer, call
 from restill.agents.trajectory import Trajectory
@@ -46,6 +47,13 @@ def test_gold_keeps_right_answers_and_prefers_the_short_way() -> None:
     scores = GoldRanker().rank(QUESTION, [right, longer, wrong, forced, stumbling])
     assert scores[0] > scores[1] > VETO
     assert scores[2:] == [VETO] * 3
+
+
+def test_gold_tells_a_sign_of_an_agent_that_only_thinks() -> None:
+    asked = Question(id="q", question="What is 3 - 15?", answers=["-12"])
+    models = [ScriptedModel([f"The answer is {said}."]) for said in ("12", "-12.0")]
+    wrong, right = (ReasoningAgent(model).invoke(asked).trajectory for model in models)
+    assert GoldRanker().rank(asked, [wrong, right]) == [VETO, 1.0]
 
 
 def test_gold_needs_answers() -> None:

@@ -20,6 +20,7 @@ from restill.models.lora import load_peft
 from restill.models.testing import tiny_checkpoint
 from restill.retrieval.types import Document
 from restill.selftrain import phases as module
+from restill.selftrain.checks import refuse_overlap
 from restill.selftrain.feedback import CompletedRanker, LikelihoodRanker, RandomRanker
 from restill.selftrain.improve import improve
 from restill.selftrain.job_folder import JobFolder, plan
@@ -272,6 +273,12 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(RestillError, match=message):
             improve(agent(), questions(6), **{"out": tmp_path / "job", "method": METHOD, **changes})
+
+
+def test_sums_that_differ_in_a_sign_are_not_one_question() -> None:
+    refuse_overlap([Question(id="a", question="(3 + 4) * 5 =")], [Question(id="b", question="3 - 4 * 5 =")])
+    with pytest.raises(RestillError, match="are training questions too"):
+        refuse_overlap([Question(id="a", question="What is  3?")], [Question(id="b", question="what is 3")])
 
 
 def test_a_held_out_question_that_is_trained_on_is_refused(tmp_path: Path) -> None:

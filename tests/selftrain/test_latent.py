@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from restill.agents.budget import Budget
 from restill.agents.question import Question
 from restill.agents.react import ReActAgent
+from restill.agents.scores import same_answer
 from restill.agents.search.agent import SearchAgent
 from restill.agents.testing import ScriptedModel, answer, call
 from restill.agents.trajectory import Trajectory
 from restill.models.errors import RestillError
 from restill.selftrain.latent import Latent, check_lengths
-from restill.selftrain.rewards import right, same_answer
+from restill.selftrain.rewards import right
 
 
 def search(query: str) -> str:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restill.agents.reason import read_answer
+from restill.agents.scores import same_answer
 from restill.models.errors import RestillError
-from restill.selftrain.rewards import same_answer
 from restill.selftrain.tasks import arithmetic_chains, make_task, read_bbh, read_bbh_prompt, read_gsm8k, split
 
 
@@ -90,7 +90,7 @@ def test_a_split_has_no_overlap() -> None:
 
 
 def test_a_task_has_no_question_twice(tmp_path: Path) -> None:
-    told = [{"question": f"How many {n}?", "answer": f"There are {n}.\n#### {n}"} for n in range(20)]
+    told = [{"question": f"How many {n % 20}?", "answer": f"There are {n}.\n#### {n}"} for n in range(23)]
     (tmp_path / "gsm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
     rows = [{"input": f"not True is {n}", "target": str(n)} for n in range(20)]
     (tmp_path / "logic.json").write_text(json.dumps({"examples": rows}))
@@ -103,5 +103,10 @@ def test_a_task_has_no_question_twice(tmp_path: Path) -> None:
         assert len({q.question for q in listed}) == len(listed)
         assert made == make_task(name, file, train=9, held_out=7, seed=2)
         assert all(read_answer(q.metadata["rationale"]) for q in made["demonstrations"])
-    with pytest.raises(RestillError, match="there are 19 questions, not 15 \\+ 7"):
+    with pytest.raises(RestillError, match="19 different questions; 15 to train on, 7 held out"):
         make_task("bbh", tmp_path / "logic.json", train=15, held_out=7)
+    (tmp_path / "logic.cot_prompt.txt").unlink()
+    assert "demonstrations" not in make_task("bbh", tmp_path / "logic.json", train=1, held_out=1)
+    (tmp_path / "logic.json").write_bytes(b"\xff")
+    with pytest.raises(RestillError, match="is not UTF-8"):
+        make_task("bbh", tmp_path / "logic.json", train=1, held_out=1)

@@ -157,8 +157,8 @@ def test_a_job_stopped_anywhere_ends_with_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, stop)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, train=replace(TRAIN, checkpoint_steps=1), eval_every=2)
-    report = train(tmp_path, train=replace(TRAIN, checkpoint_steps=1), eval_every=2)
+            train(tmp_path, train=replace(TRAIN, checkpoint_steps=1))
+    report = train(tmp_path, train=replace(TRAIN, checkpoint_steps=1))
     told = Report.load(whole).phases["TRICE/train"], report.phases["TRICE/train"]
     assert all(told[0][key] == told[1][key] for key in told[0] if key not in ("seconds", "shares"))
     for file in (f"adapter/{WEIGHTS}", "adapter/train_log.jsonl", "state.json"):
@@ -169,7 +169,7 @@ def test_a_job_stopped_anywhere_ends_with_the_same_bits(
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A job that nothing stopped."""
     out = tmp_path_factory.mktemp("whole")
-    train(out, train=replace(TRAIN, checkpoint_steps=1), eval_every=2)
+    train(out, train=replace(TRAIN, checkpoint_steps=1))
     return out
 
 

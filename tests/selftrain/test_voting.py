@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from restill.agents.evaluate import evaluate
 from restill.agents.question import Question
 from restill.agents.reason import ReasoningAgent
+from restill.agents.scores import canonical, same_answer
 from restill.agents.testing import ScriptedModel
 from restill.models.errors import RestillError
-from restill.selftrain.rewards import canonical, same_answer
 from restill.selftrain.voting import Marks, majority, marks, voted
 
 
