@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from ..retrieval.retriever import Retriever
 
 STARTER, WRITER = "starter", "writer"
+AGENTS = ("react", "search", "reason")
+_SEARCHING = AGENTS[:2]
+_WHOSE: dict[str, tuple[str, ...]] = {  # options that not every agent has
+    **dict.fromkeys(("index", "docs", "k", "mode", "steps"), _SEARCHING),
+    "follow": ("react",),
+    "format": ("search",),
+    "demonstrations": ("reason",),
+}
 
 
 @contextmanager
@@ -124,16 +132,6 @@ def open_retriever(
     for warning in retriever.load_warnings:
         warn(warning)
     return retriever
-
-
-AGENTS = ("react", "search", "reason")
-_SEARCHING = AGENTS[:2]
-_WHOSE: dict[str, tuple[str, ...]] = {  # options that not every agent has
-    **dict.fromkeys(("index", "docs", "k", "mode", "steps"), _SEARCHING),
-    "follow": ("react",),
-    "format": ("search",),
-    "demonstrations": ("reason",),
-}
 
 
 def open_search(
