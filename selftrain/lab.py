@@ -18,7 +18,7 @@ from ..agents.plan import derive_seed
 from ..agents.question import Question
 from ..agents.reason import ReasoningAgent, answer_hint
 from ..agents.rollout import rollout
-from ..agents.trajectory import Trajectory
+from ..agents.trajectory import Key, Trajectory
 from ..models.errors import RestillError
 from .latent import Latent
 from .latent_method import Guide, LatentMethod
@@ -115,11 +115,13 @@ class Lab:
         return self.score([a.question for a in asked], drawn, step)
 
     def guided(self, guide: Guide, questions: Sequence[Question], samples: int) -> list[Scored]:
-        """Runs that see the answer, kept in ``guide/`` and made once, whatever kills the job.
+        """Runs that see the answer, kept in ``guide/`` and made once, whatever kills the job. What one of them has got
+        right is not tried again.
 
         Args:
             guide: what to show: "answer" (a plan to search, for agents with tools), "expert" (the scripted one writes
                 the turns), or a function from a question to a hint.
+            samples: the most tries of a question.
         """
         fit = [q for q in questions if can_guide(self.agent, guide, q)]
         if guide == "expert":
@@ -127,11 +129,16 @@ class Lab:
         else:
             hint = answer_guide(self.agent) if guide == "answer" else guide
             agent = self.policy.drives(self.agent, **self._shown(hint))
-        with self.timed("sampling"):
-            run = rollout(agent, fit, out=self.folder / "guide", samples=samples, seed=self.seed, deadline=None)
-        drawn = sorted(run.filter(agent=agent.fingerprint), key=lambda t: (t.question_key, t.sample))
-        drawn = [t for t in drawn if t.question_key in self.questions]
-        return self.score([self.questions[t.question_key] for t in drawn], drawn, -1)
+        scored: list[Scored] = []
+        for sample in range(samples):
+            solved = {s.question.key for s in scored if s.right is not None and self._fits(s)}
+            if not (left := [q for q in fit if q.key not in solved]):
+                break
+            with self.timed("sampling"):
+                run = rollout(agent, left, out=self.folder / "guide", samples=sample + 1, seed=self.seed, deadline=None)
+            made = {q.key: t for q in left if (t := run.get(Key(q.key, sample, agent.fingerprint))) is not None}
+            scored += self._rewarded([q for q in left if q.key in made], list(made.values()), -1)
+        return self._fitting(scored)
 
     def hinted(self, questions: Sequence[Question], step: int) -> list[Scored]:
         """Greedy runs that see the answer as a hint, with the newest parameters."""
@@ -150,6 +157,9 @@ class Lab:
 
     def score(self, questions: Sequence[Question], drawn: Sequence[Trajectory], step: int) -> list[Scored]:
         """Ask the checker about each trajectory; one that raises is logged and leaves its trajectory out."""
+        return self._fitting(self._rewarded(questions, drawn, step))
+
+    def _rewarded(self, questions: Sequence[Question], drawn: Sequence[Trajectory], step: int) -> list[Scored]:
         scored = []
         with self.timed("scoring"):
             for question, trajectory in zip(questions, drawn, strict=True):
@@ -157,14 +167,17 @@ class Lab:
                 reward = None if trajectory.status == "error" else self._reward(question, trajectory)
                 latent = None if reward is None else Latent.of(trajectory).rewarded(reward, step)
                 scored.append(Scored(question, trajectory, latent))
-        return self._fitting(scored)
+        return scored
+
+    def _fits(self, scored: Scored) -> bool:
+        return scored.latent is None or scored.latent.longest <= self.method.train.row_length
 
     def _fitting(self, scored: list[Scored]) -> list[Scored]:
         """Leave out what is longer than a row: cut, its log p would not be that of what was drawn."""
-        length = self.method.train.row_length
-        long = {id(s): s.latent.longest for s in scored if s.latent is not None and s.latent.longest > length}
+        long = {id(s): s.latent.longest for s in scored if s.latent is not None and not self._fits(s)}
         if not long:
             return scored
+        length = self.method.train.row_length
         told = f"{len(long)} of {len(scored)} latents have, with their prompts, more tokens than row_length={length}"
         if len(long) == len(scored):
             most = max(long.values())

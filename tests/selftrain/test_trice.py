@@ -14,6 +14,7 @@ import pytest
 from restill.agents.budget import Budget
 from restill.agents.question import Question
 from restill.agents.react import ReActAgent
+from restill.agents.run import Run
 from restill.agents.trajectory import Trajectory
 from restill.models.errors import RestillError
 from restill.models.lora import WEIGHTS, load_peft
@@ -66,6 +67,16 @@ def test_a_guide_that_never_succeeds_and_minibatches_without_a_right_memory_trai
     assert len(rows) == 4 and all(row["solved"] == 0 and "surrogate" not in row for row in rows)
     leaves = load_peft(tmp_path / "TRICE" / "adapter").leaves
     assert not any(leaf.any() for name, leaf in leaves.items() if name.endswith(".b"))
+
+
+def test_a_guide_tries_again_what_it_has_not_got_right(tmp_path: Path) -> None:
+    train(tmp_path, guide_samples=3, steps=1)
+    asked, run = {q.key: q for q in questions()}, Run.open(tmp_path / "TRICE" / "guide")
+    for key, question in asked.items():
+        tries = sorted((t for t in run if t.question_key == key), key=lambda t: t.sample)
+        assert [t.sample for t in tries] == list(range(len(tries)))
+        assert not any(even(question, t) for t in tries[:-1]) and (even(question, tries[-1]) or len(tries) == 3)
+    assert 8 < len(run) < 24
 
 
 def test_latents_that_no_row_can_hold_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
