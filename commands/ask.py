@@ -32,13 +32,7 @@ from .common import (
     StepsOption,
     TemperatureOption,
 )
-from .making import (
-    STARTER,
-    chosen_adapter,
-    make_agent,
-    open_search,
-    opened_model,
-)
+from .making import STARTER, chosen_adapter, make_agent, open_search, opened_model
 
 if TYPE_CHECKING:
     from ..agents.agent import Agent, AgentResult

@@ -8,14 +8,8 @@ from typing import Annotated
 import typer
 
 from ..models.errors import RestillError
-from .common import (
-    JsonOption,
-    SeedOption,
-    print_json,
-)
-from .making import (
-    fetch,
-)
+from .common import JsonOption, SeedOption, print_json
+from .making import fetch
 
 
 def pull(

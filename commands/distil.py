@@ -7,18 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .common import (
-    DEFAULT_MODEL,
-    AdapterOption,
-    Bf16Option,
-    JsonOption,
-    ModelOption,
-    SeedOption,
-    print_json,
-)
-from .making import (
-    fetch,
-)
+from .common import DEFAULT_MODEL, AdapterOption, Bf16Option, JsonOption, ModelOption, SeedOption, print_json
+from .making import fetch
 
 
 def distill(

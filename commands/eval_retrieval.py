@@ -10,17 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..models.errors import RestillError
-from .common import (
-    DocsOption,
-    IndexOption,
-    JsonOption,
-    LimitOption,
-    SeedOption,
-    print_json,
-)
-from .making import (
-    open_retriever,
-)
+from .common import DocsOption, IndexOption, JsonOption, LimitOption, SeedOption, print_json
+from .making import open_retriever
 
 if TYPE_CHECKING:
     from rich.table import Table

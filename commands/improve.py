@@ -34,11 +34,7 @@ from .common import (
     print_json,
 )
 from .jobs import QuestionsArgument
-from .making import (
-    make_agent,
-    open_search,
-    opened_model,
-)
+from .making import make_agent, open_search, opened_model
 from .methods import REST, make_latent, make_pilot, make_rest, make_step_ranker, refuse_foreign
 from .report import page_of
 from .workers import RayOption, ShardOption, WorkersOption, spread, to_shard

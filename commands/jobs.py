@@ -33,11 +33,7 @@ from .common import (
     TemperatureOption,
     print_json,
 )
-from .making import (
-    make_agent,
-    open_search,
-    opened_model,
-)
+from .making import make_agent, open_search, opened_model
 from .workers import RayOption, ShardOption, WorkersOption, spread, to_shard
 
 if TYPE_CHECKING:

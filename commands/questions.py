@@ -18,12 +18,7 @@ from .common import (
     SeedOption,
     print_json,
 )
-from .making import (
-    WRITER,
-    chosen_adapter,
-    open_retriever,
-    opened_model,
-)
+from .making import WRITER, chosen_adapter, open_retriever, opened_model
 
 
 def questions(
