@@ -114,7 +114,7 @@ class Maximisation:
                 self.log.append(row)
                 self.times.append({"step": step + 1, **{k: round(v, 3) for k, v in lab.seconds.items()}})
                 self._measure(step + 1)
-                meter.advance(f"right {row.get('right', 0):.2f}")
+                meter.advance(f"right {row['right']:.2f}" if "right" in row else "")
                 now = time.monotonic()
                 due = train.checkpoint_steps and (step + 1) % train.checkpoint_steps == 0
                 if due or now - saved_at > train.checkpoint_seconds:
