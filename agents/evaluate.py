@@ -16,7 +16,7 @@ from .evidence import LOSSES, Loss, evidence_recall, lost_to
 from .question import Question
 from .rollout import rollout
 from .run import Run
-from .scores import exact_match, f1, match, normalise
+from .scores import exact_match, f1, match, normalise, spelling
 from .trajectory import Key, Trajectory
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _row(question: Question, trajectories: list[Trajectory], samples: int) -> Ev
         answers=[t.answer for t in trajectories],
         statuses=[t.status for t in trajectories],
         em=sum(scores) / samples,
-        f1=sum(f1(t.answer, question.answers) for t in trajectories) / samples,
+        f1=sum(f1(t.answer, question.answers, spelling(t)) for t in trajectories) / samples,
         em_unforced=sum(s for s, t in zip(scores, trajectories, strict=True) if not t.forced) / samples,
         answered=sum(t.status == "answered" for t in trajectories) / samples,
         forced=sum(t.forced and t.answer is not None for t in trajectories) / samples,

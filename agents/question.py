@@ -99,11 +99,6 @@ class Question(BaseModel):
             raise RestillError(f"not a question: {value!r:.80} ({_first(error)}); give a non-empty string") from None
 
 
-def wording(text: str) -> str:
-    """What two questions in the same words have in common: case, spaces and the last mark do not count."""
-    return " ".join(text.casefold().split()).rstrip(" .?!")
-
-
 def read_questions(path: str | os.PathLike[str], limit: int | None = None) -> list[Question]:
     """Read a JSONL file of questions, at most ``limit`` of them.
 

@@ -35,7 +35,7 @@ from .common import (
 )
 from .jobs import QuestionsArgument
 from .making import make_agent, open_search, opened_model
-from .methods import REST, make_latent, make_pilot, make_rest, make_step_ranker, refuse_foreign
+from .methods import REST, make_latent, make_pilot, make_rest, make_step_ranker, refuse_foreign, with_guide_room
 from .report import page_of
 from .workers import RayOption, ShardOption, WorkersOption, spread, to_shard
 
@@ -167,6 +167,7 @@ def improve(
     from ..console import stderr, stdout
     from ..selftrain.improve import improve as run_improve
     from ..selftrain.report import Report
+    from ..selftrain.rest import ReST
     from ..selftrain.trainer import TrainConfig
 
     refuse_foreign(context, method)
@@ -175,17 +176,7 @@ def improve(
         report = Report.load(out)
     else:
         slots = min(16, concurrency or 16)
-        retriever = open_search(context, agent, index, docs, k, mode, progress=not json)
-        asked = read_questions(questions, limit=limit)
-        held_out = read_questions(eval) if eval is not None else None
-        with (
-            nullcontext() if teacher is None else opened_model(teacher, None, precision, slots) as shown,
-            opened_model(model, adapter, precision, slots, deterministic) as chat,
-        ):
-            chosen = make_agent(
-                chat, retriever, agent=agent, format=format, steps=steps, seconds=seconds, follow=follow,
-                few_shot=few_shot, seed=seed, demonstrations=demonstrations,
-            )  # fmt: skip
+        with nullcontext() if teacher is None else opened_model(teacher, None, precision, slots) as shown:
             shared: dict[str, Any] = {
                 "start": start,
                 "samples": samples,
@@ -207,23 +198,31 @@ def improve(
                 )  # fmt: skip
             else:
                 recipe = make_latent(
-                    context, method, chosen, guide=guide, estimator=estimator, steps=updates,
+                    context, method, agent, guide=guide, estimator=estimator, steps=updates,
                     minibatch=minibatch, resampled=resampled, eval_every=eval_every, **shared,
                 )  # fmt: skip
-            report = run_improve(
-                chosen,
-                asked,
-                out=out,
-                method=recipe,
-                eval=held_out,
-                seed=seed,
-                control=control,
-                baseline=baseline,
-                concurrency=concurrency,
-                deadline=2 * seconds,
-                shard=part,
-                progress=True,
-            )
+            asked = read_questions(questions, limit=limit)
+            held_out = read_questions(eval) if eval is not None else None
+            retriever = open_search(context, agent, index, docs, k, mode, progress=not json)
+            with opened_model(model, adapter, precision, slots, deterministic) as chat:
+                chosen = make_agent(
+                    chat, retriever, agent=agent, format=format, steps=steps, seconds=seconds, follow=follow,
+                    few_shot=few_shot, seed=seed, demonstrations=demonstrations,
+                )  # fmt: skip
+                report = run_improve(
+                    chosen,
+                    asked,
+                    out=out,
+                    method=recipe if isinstance(recipe, ReST) else with_guide_room(recipe, chosen),
+                    eval=held_out,
+                    seed=seed,
+                    control=control,
+                    baseline=baseline,
+                    concurrency=concurrency,
+                    deadline=2 * seconds,
+                    shard=part,
+                    progress=True,
+                )
     if part is not None and part[0]:
         stderr().print(f"worker {shard} is done; worker 0 shows the scores", markup=False)
         return

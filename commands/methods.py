@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ..selftrain.rest import ReST
     from ..selftrain.step_rankers import StepRanker
     from ..selftrain.trainer import TrainConfig
+    from ..selftrain.trice_gradient import Estimator
 
 REST = "rest"
 LATENT = ("trice", "star", "rejection", "filtered", "reference", "direct")
@@ -76,7 +78,7 @@ def make_rest(*, ranker: str, samples: int | None, **knobs: Any) -> ReST:
 def make_latent(
     context: typer.Context,
     method: str,
-    agent: Agent,
+    agent: str,
     *,
     pilot: Pilot | None,
     train: TrainConfig,
@@ -88,7 +90,7 @@ def make_latent(
     """TRICE or one of its baselines.
 
     Args:
-        agent: one with tools is guided by the scripted expert, unless ``guide`` says otherwise.
+        agent: one that searches is guided by the scripted expert, unless ``guide`` says otherwise.
         knobs: the other fields of :class:`~restill.selftrain.latent_method.LatentMethod`.
 
     Raises:
@@ -100,16 +102,14 @@ def make_latent(
 
     if pilot is None and given(context, "epochs"):
         raise RestillError(f"--epochs is of the pilot, and --method {method} has none; say --updates, or add --pilot")
-    first = guide or ("expert" if agent.tools else "answer")
+    first: Any = guide or ("answer" if agent == "reason" else "expert")
     if first not in ("answer", "expert", "none"):
         raise RestillError(f"--guide {first!r} is unknown; use answer, expert or none")
-    hinted = method == "star" or (method == "trice" and first == "answer")
-    context_tokens = max(32, train.row_length + (_guide_room(agent) if hinted else 0))
-    shared: dict[str, Any] = {"pilot": pilot, "train": train, "max_context": context_tokens, **knobs}
+    shared: dict[str, Any] = {"pilot": pilot, "train": train, "max_context": max(32, train.row_length), **knobs}
     drawn = {} if samples is None else {"samples": samples}
     match method:
         case "trice":
-            return TRICE(guide=None if first == "none" else first, estimator=estimator, **shared)  # type: ignore[arg-type]
+            return TRICE(guide=None if first == "none" else first, estimator=cast("Estimator", estimator), **shared)
         case "star":
             return STaR(rounds=min(3, knobs["steps"]), **shared)
         case "rejection":
@@ -122,14 +122,19 @@ def make_latent(
             return DirectAnswer(**shared)
 
 
-def _guide_room(agent: Agent) -> int:
-    """Tokens that a guide's prompt has more than the one that is trained on: examples and hint."""
+def with_guide_room(method: LatentMethod, agent: Agent) -> LatentMethod:
+    """The method with room in its engine's context for what a guide sees and training does not: examples and hint."""
     from ..agents.reason import ReasoningAgent
+    from ..selftrain.baselines import STaR
+    from ..selftrain.trice import TRICE
 
-    if not isinstance(agent, ReasoningAgent):
-        return _GUIDE_ROOM
-    shown = [text for pair in agent.demonstrations for text in pair]
-    return 64 + sum(32 + len(agent.model.tokenizer.encode(text)) for text in shown)
+    if not isinstance(method, STaR) and not (isinstance(method, TRICE) and method.guide == "answer"):
+        return method
+    room = _GUIDE_ROOM
+    if isinstance(agent, ReasoningAgent) and hasattr(agent.model, "tokenizer"):  # a remote one is refused by improve
+        shown = [text for pair in agent.demonstrations for text in pair]
+        room = 64 + sum(32 + len(agent.model.tokenizer.encode(text)) for text in shown)
+    return replace(method, max_context=method.max_context + room)
 
 
 def make_step_ranker(name: str | None, agent: str, model: str, deterministic: bool) -> StepRanker | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..agents.agent import Agent
 from ..agents.evaluate import need_answers
-from ..agents.question import Question, wording
+from ..agents.question import Question
+from ..agents.scores import wording
 from ..models.errors import RestillError
 from .files import read_json
 from .latent_method import LatentMethod

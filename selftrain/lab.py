@@ -126,6 +126,7 @@ class Lab:
         fit = [q for q in questions if can_guide(self.agent, guide, q)]
         if guide == "expert":
             agent = Pilot(questions=max(1, len(fit))).guided(self.agent, fit)
+            samples = 1  # it would write the same again
         else:
             hint = answer_guide(self.agent) if guide == "answer" else guide
             agent = self.policy.drives(self.agent, **self._shown(hint))

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..agents.question import Question, wording
+from ..agents.question import Question
 from ..agents.reason import read_answer
+from ..agents.scores import wording
 from ..models.errors import RestillError
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")

@@ -83,7 +83,7 @@ def test_numbers_of_an_agent_that_only_thinks_are_compared_as_numbers(tmp_path: 
     )
     asked = [Question(id=q, question=q, answers=[gold]) for q, gold in golds.items()]
     report = evaluate(ReasoningAgent(model), asked, out=tmp_path / "run", concurrency=1)
-    assert [row.em for row in report.rows] == [0.0, 0.0, 1.0, 0.0, 1.0]
+    assert [row.em for row in report.rows] == [row.f1 for row in report.rows] == [0.0, 0.0, 1.0, 0.0, 1.0]
 
 
 def test_missing_trajectories_count_as_wrong(tmp_path: Path, search) -> None:
