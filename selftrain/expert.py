@@ -110,6 +110,17 @@ def search_then_follow(question: Question, handles: Mapping[str, int]) -> list[T
     ]
 
 
+def search_then_reread(question: Question, handles: Mapping[str, int]) -> list[Turn]:
+    """:func:`search_then_follow`, whose last thought says the question again (Xu et al. 2309.06275): hundreds of tokens
+    of passages lie between where it was asked and where a small model answers.
+
+    Raises:
+        RestillError: the question has no gold titles, or no answer.
+    """
+    *turns, (thought, action, arguments) = search_then_follow(question, handles)
+    return [*turns, (f"{' '.join(question.question.split())} {thought}", action, arguments)]
+
+
 def gold_titles(question: Question) -> list[str]:
     """Titles of the documents to read, in the order in which to look for them."""
     if plan := question.metadata.get("plan"):

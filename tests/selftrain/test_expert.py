@@ -14,7 +14,7 @@ from restill.agents.testing import ByteTokenizer
 from restill.models.engine.request import Request
 from restill.models.errors import RestillError
 from restill.retrieval.types import Chunk, Hit
-from restill.selftrain.expert import ExpertModel, gold_script, search_then_follow
+from restill.selftrain.expert import ExpertModel, gold_script, search_then_follow, search_then_reread
 from restill.selftrain.pilot import Pilot, grounded
 from restill.selftrain.plain import plain
 from restill.selftrain.world import World
@@ -99,6 +99,14 @@ def test_the_other_script_asks_the_question_and_then_for_what_was_not_shown() ->
     assert [t[2] for t in search_then_follow(question, {"Ed Wood (film)": 2})[:-1]] == [asked, {"query": "Tim Burton"}]
     found = search_then_follow(question, {"Ed Wood (film)": 2, "Tim Burton": 1})
     assert [t[1] for t in found] == ["search", "finish"] and found[-1][2]["citations"] == [2, 1]
+
+
+def test_the_rereading_expert_says_the_question_on_one_line_before_it_answers() -> None:
+    question = Question(id="q", question="Who directed\nEd Wood?", answers=["Tim Burton"], gold_titles=["Ed Wood"])
+    *before, (thought, *rest) = search_then_reread(question, {"Ed Wood": 1})
+    *plainly, (without, *same) = search_then_follow(question, {"Ed Wood": 1})
+    assert (before, rest) == (plainly, same)
+    assert thought == f"Who directed Ed Wood? {without}"
 
 
 def test_a_pilots_expert_follows_the_script_that_it_is_given(tmp_path: Path) -> None:
