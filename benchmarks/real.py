@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from real_data import Part, read_demonstrations, read_part, some
+from real_data import Part, read_part, read_parts, some
 from rich.console import Console
 
 from restill import Budget, EvalReport, JaxChatModel, Question, ReActAgent, ReST, Retriever, improve
 from restill.models.checkpoint.load import load_decoder
 from restill.models.home import enable_compile_cache
 from restill.selftrain.demo import ENCODER, MODEL
-from restill.selftrain.expert import search_then_follow
+from restill.selftrain.expert import search_then_follow, search_then_reread
 from restill.selftrain.pilot import Pilot
 from restill.selftrain.question_job import questions_about
 from restill.selftrain.question_writer import QuestionWriter
@@ -38,6 +40,19 @@ PASSAGES, OBSERVED, SEARCHES = 3, 448, 3
 """Passages and tokens of an observation, and searches: three paragraphs of HotpotQA's mean length are whole."""
 LONGEST = 1792
 """Tokens of a run: its prompt, so many observations, and its turns."""
+CONTEXT = 2304
+"""The base's prompt has examples besides."""
+TUNE = TrainConfig(epochs=2, rows=1, row_length=LONGEST, frozen_layers=10, lr=3e-3, precision="bf16")
+
+
+class Expert(StrEnum):
+    """What the expert's last thought is: the answer, or the question and the answer."""
+
+    follow = "follow"
+    reread = "reread"
+
+
+SCRIPTS = {Expert.follow: search_then_follow, Expert.reread: search_then_reread}
 
 
 def main(
@@ -49,6 +64,10 @@ def main(
     generations: Annotated[int, typer.Option(help="After the pilot.")] = 2,
     samples: Annotated[int, typer.Option(help="Trajectories a question in a generation.")] = 1,
     keep: Annotated[int, typer.Option(help="How many right ones of them are learnt from.")] = 1,
+    expert: Annotated[
+        Expert, typer.Option(help="What the pilot's expert thinks last: see reading.py.")
+    ] = Expert.follow,
+    lr: Annotated[float, typer.Option(help="Peak rate of training.")] = TUNE.lr,
     precision: Annotated[str, typer.Option(help="Of the agent's model; bf16 where the processor has it.")] = "auto",
     baseline: Annotated[bool, typer.Option(help="Also score the untrained model; a later run may do so.")] = True,
     install: Annotated[Path | None, typer.Option(help="Copy the adapter here.")] = None,
@@ -59,7 +78,7 @@ def main(
     if quick:
         most, shown, written, generations, out = 6, 12, 0, 1, out.with_name(out.name + "-quick")
     enable_compile_cache()
-    parts = _parts(data)
+    parts = read_parts(data)
     asked = read_part(data / "hotpotqa/dev200.jsonl", data / "hotpotqa/corpus.jsonl").questions[: 6 if quick else None]
     train = [q for part in parts for q in some(part.questions, most)]
     if not (out / "index").is_dir():
@@ -68,16 +87,10 @@ def main(
         Retriever.from_documents(everything, encoder=ENCODER, progress=True).save(out / "index")
     if written:
         train += _written(parts, asked, written, out)
-    agent = ReActAgent(
-        JaxChatModel.from_pretrained(MODEL, precision=precision, max_context=2304),  # the base's prompt has examples
-        [Retriever.open(out / "index", mode="hops", k=PASSAGES).as_tool()],
-        budget=Budget(steps=SEARCHES + 1, seconds=None),
-        observation_tokens=OBSERVED,
-    )
-    tune = TrainConfig(epochs=2, rows=1, row_length=LONGEST, frozen_layers=10, lr=3e-3, precision="bf16")
+    agent = make_agent(JaxChatModel.from_pretrained(MODEL, precision=precision, max_context=CONTEXT), out / "index")
     method = ReST(
-        generations=generations, samples=samples, keep_per_question=keep, start="base", replay=True, train=tune,
-        pilot=Pilot(questions=shown, script=search_then_follow),
+        generations=generations, samples=samples, keep_per_question=keep, start="base", replay=True,
+        train=replace(TUNE, lr=lr), pilot=Pilot(questions=shown, script=SCRIPTS[expert]),
     )  # fmt: skip
     report = improve(
         agent, train, out=out / "job", method=method, eval=asked, baseline=baseline, deadline=None, progress=True
@@ -100,6 +113,12 @@ def main(
         json_out.write_text(json.dumps(measures, indent=1))
 
 
+def make_agent(model: JaxChatModel, index: Path) -> ReActAgent:
+    """The agent that all stages have."""
+    search = Retriever.open(index, mode="hops", k=PASSAGES).as_tool()
+    return ReActAgent(model, [search], budget=Budget(steps=SEARCHES + 1, seconds=None), observation_tokens=OBSERVED)
+
+
 def _written(parts: list[Part], asked: list[Question], count: int, out: Path) -> list[Question]:
     """Questions without gold titles, so that the pilot's expert is shown on none of them."""
     known = [pair for part in parts for pair in sources_of(part.questions, part.documents)]
@@ -114,12 +133,6 @@ def _written(parts: list[Part], asked: list[Question], count: int, out: Path) ->
     )
     model.close()
     return [question.model_copy(update={"gold_titles": []}) for question in made]
-
-
-def _parts(data: Path) -> list[Part]:
-    sets = ("hotpotqa/train100", "musique/train100", "squad/dev")
-    parts = [read_part(data / f"{name}.jsonl", (data / name).parent / "corpus.jsonl") for name in sets]
-    return [*parts, read_demonstrations(data / "ircot")]
 
 
 if __name__ == "__main__":

@@ -67,6 +67,13 @@ def read_demonstrations(folder: Path) -> Part:
     return part("ircot", documents.values(), questions)
 
 
+def read_parts(data: Path) -> list[Part]:
+    """HotpotQA's and MuSiQue's training questions, SQuAD's, and IRCoT's demonstrations."""
+    sets = ("hotpotqa/train100", "musique/train100", "squad/dev")
+    parts = [read_part(data / f"{name}.jsonl", (data / name).parent / "corpus.jsonl") for name in sets]
+    return [*parts, read_demonstrations(data / "ircot")]
+
+
 def some(questions: list[Question], most: int) -> list[Question]:
     """So many of them, always the same."""
     return random.Random("restill real questions").sample(questions, min(most, len(questions)))
