@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from real import CONTEXT, LONGEST, SCRIPTS, TUNE, Expert, make_agent
+from real import CONTEXT, SCRIPTS, TUNE, Expert, make_agent
 from real_data import Part, read_parts
 from rich.console import Console
 from rich.table import Table
@@ -137,7 +137,7 @@ def main(
     if arm not in [cell["arm"] for cell in cells]:
         aside, known = held_out(parts), {q.key: q for q in questions}
         runs = expert_runs(out, questions, expert)
-        tune = replace(TUNE, method=str(weights), lr=lr, epochs=epochs, row_length=LONGEST)
+        tune = replace(TUNE, method=str(weights), lr=lr, epochs=epochs)
         model = train(out / arm, [e for key, e in runs.items() if key not in aside], tune)
         asked = [key for key in runs if key in aside]
         said = dict(zip(asked, answers(model, [before_last_turn(runs[key]) for key in asked]), strict=True))

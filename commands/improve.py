@@ -167,7 +167,6 @@ def improve(
     from ..console import stderr, stdout
     from ..selftrain.improve import improve as run_improve
     from ..selftrain.report import Report
-    from ..selftrain.rest import ReST
     from ..selftrain.trainer import TrainConfig
 
     refuse_foreign(context, method)
@@ -213,7 +212,7 @@ def improve(
                     chosen,
                     asked,
                     out=out,
-                    method=recipe if isinstance(recipe, ReST) else with_guide_room(recipe, chosen),
+                    method=with_guide_room(recipe, chosen),
                     eval=held_out,
                     seed=seed,
                     control=control,

@@ -122,8 +122,8 @@ def make_latent(
             return DirectAnswer(**shared)
 
 
-def with_guide_room(method: LatentMethod, agent: Agent) -> LatentMethod:
-    """The method with room in its engine's context for what a guide sees and training does not: examples and hint."""
+def with_guide_room(method: ReST | LatentMethod, agent: Agent) -> ReST | LatentMethod:
+    """The method with room in its engine's context for what only a guide sees (examples and hint), if it has one."""
     from ..agents.reason import ReasoningAgent
     from ..selftrain.baselines import STaR
     from ..selftrain.trice import TRICE
