@@ -131,7 +131,7 @@ def start(setting: Setting, folder: Path, seed: int) -> Checkpoint | Path | None
             read = base.tokenizer.chat(prompt)
             own = [*base.tokenizer.encode(rationale), base.tokenizer.eos_ids[0]]
             examples.append(Example(tokens=(*read, *own), weights=(*[0.0] * len(read), *[1.0] * len(own))))
-        train = replace(setting.recipe, lr=2e-3, epochs=1 if nano else 2, rows=1, seed=seed)
+        train = replace(setting.recipe, lr=2e-3, epochs=1 if nano else 2, rows=1, row_length=512, seed=seed)
         trainer = Trainer(base.config, base.params, train, tokenizer=base.tokenizer)
         trainer.fit(Mixture.of(examples), out=folder, manifest={"few_shot": 0}, progress=True)
     return load_decoder(folder) if nano else folder
@@ -152,7 +152,7 @@ def run_cell(setting: Setting, out: Path, seed: int, name: str, caps: tuple[int,
     )
     trained = Path(str(report.adapter))
     low_rank = (trained / "adapter_config.json").is_file()
-    serving["slots"] = 32  # votes are many, and no step waits for the longest of them
+    serving["slots"] = 32  # votes are many
     after = (
         JaxChatModel.from_checkpoint(checkpoint, adapter=trained, **serving)
         if low_rank
@@ -184,8 +184,8 @@ def make_setting(model: str, quick: bool, steps: int, bbh: Path | None, gsm8k: P
     """Sizes and data of a run."""
     nano = model == "nano"
     recipe = TrainConfig(
-        method="full" if nano else "lora", embeddings=nano, lr=3e-4 if nano else 1e-3, rows=2, row_length=512,
-        warmup=0.1, checkpoint_seconds=120.0,
+        method="full" if nano else "lora", embeddings=nano, lr=3e-4 if nano else 1e-3, rows=2 if nano else 1,
+        row_length=512 if nano else 256, warmup=0.1, checkpoint_seconds=120.0,
     )  # fmt: skip
     chains: dict[str, Any] = {"steps": (1, 1), "largest": 2} if quick else {"steps": (2, 4), "largest": 5}
     train = arithmetic_chains(16 if quick else 600 if nano else 300, seed=1, **chains)
@@ -205,7 +205,7 @@ def make_setting(model: str, quick: bool, steps: int, bbh: Path | None, gsm8k: P
     return Setting(
         model=model, task=task, train=train, held_out=held_out, demonstrations=demonstrations,
         steps=steps or (3 if quick else 150 if nano else 60), minibatch=8 if quick else 32,
-        resampled=4 if quick else 16, slots=8 if quick or not nano else 32, votes=4 if quick else VOTES,
+        resampled=4 if quick else 16, slots=8 if quick or not (nano or chains) else 32, votes=4 if quick else VOTES,
         recipe=recipe, step_tokens=longest, max_context=context,
         eval_every=2 if quick else 25 if nano else 10, parameters=200_000 if quick else 2_000_000,
         taught=400 if quick else 12_000 if nano else 150, chains=chains,

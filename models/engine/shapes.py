@@ -5,8 +5,9 @@ an array for each segment, and a step takes the first few of both, whole. (A par
 8 rows, 512 of 2,016 tokens, took 70 ms instead of 49.) Programs are compiled for the segments' ends from 512 on; what
 they get beyond a group's longest row they skip.
 
-A deterministic engine has one program of each kind: a sum over other sizes may differ in its last bit. Segments that it
-skips change none: what nobody reaches adds zero.
+A deterministic engine has one program of each kind: a sum over other sizes may differ in its last bit. A prompt's length
+alone decides where it is cut and how wide its last chunks are; only full chunks before them are reused. Segments that
+it skips change nothing: what nobody reaches adds zero.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ class Shapes:
 
     @property
     def chunks(self) -> tuple[int, ...]:
-        """Prefill widths."""
-        return (_FIXED_CHUNK,) if self.deterministic else CHUNKS
+        """Prefill widths; of a deterministic engine one, and a narrow one for what is left."""
+        return (CHUNKS[0], _FIXED_CHUNK) if self.deterministic else CHUNKS
 
     def chunk(self, count: int, start: int) -> int:
         """Width of the next chunk for ``count`` tokens at ``start``: full, at most a third padding, or the least.
