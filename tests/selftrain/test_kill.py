@@ -47,7 +47,7 @@ def peace(place: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_job_killed_in_training_ends_as_one_that_nobody_touched(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = ("--limit", "2", "--pilot", "0", "--steps", "5", "--epochs", "2")
+    few = ("--limit", "2", "--pilot", "0", "--noise", "0", "--steps", "5", "--epochs", "2")
     words, peace = command(place, *few), place / "few-in-peace" / JOB
     peace.parent.mkdir()
     monkeypatch.chdir(peace.parent)
